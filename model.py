@@ -1,0 +1,207 @@
+"""GPT-2: the model, its loss, its initialisation and its key-value cache. Read it top to bottom.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; parameter names are those of GPT-2 on
+Hugging Face. Shapes in comments: B rows, T positions, C = n_embd, nh heads of size hs = C / nh, V ids, S cached keys.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from errors import UserError
+
+IGNORE = -1  # a target that takes no part in the loss
+VOCAB_MULTIPLE = 128  # matrix units like such widths: 50257 ids are computed as 50304
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    block_size: int = 1024  # longest context, in tokens
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout = {self.dropout}: expected 0 ≤ dropout < 1")
+
+    @property
+    def padded_vocab_size(self):
+        """Rows of the embedding; those from `vocab_size` on are padding that nobody outside ever sees."""
+        return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, cache=None, layer=None):
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        if cache is None:
+            dropout_p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)  # (B, nh, T, hs)
+        else:
+            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs), (B, nh, S, hs), (B, 1, T, S)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C); GPT-2 was trained with the tanh form
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache=None, layer=None):
+        x = x + self.attn(self.ln_1(x), cache, layer)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False  # recompute each block in the backward pass: less memory, same losses
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # tied: one tensor embeds ids and scores them
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """GPT-2's initialisation: N(0, 0.02), biases 0, and each of the 2·n_layer projections into the residual stream
+        scaled by (2·n_layer)^-0.5, so that the stream's variance doesn't grow with depth (GPT-2 paper, section 2.3).
+        """
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer))
+            elif name == "transformer.wte.weight":
+                p[: self.config.vocab_size].normal_(0.0, 0.02)  # the same draws for any padding
+                p[self.config.vocab_size :].zero_()
+            elif p.dim() >= 2:
+                p.normal_(0.0, 0.02)
+            elif name.endswith("bias"):
+                p.zero_()  # LayerNorm weights stay 1
+
+    @classmethod
+    def from_pretrained(cls, name, **overrides):
+        """A GPT with the weights of `name`: gpt2 … gpt2-xl, a folder or a file; see `weights.load_model`."""
+        from weights import load_model  # the one import that looks up: people expect this method on the model
+
+        return load_model(name, **overrides).model
+
+    def hidden(self, idx, cache=None):
+        """Ids (B, T) → final hidden states (B, T, C). With a `KVCache`, idx continues what each of its rows holds."""
+        T = idx.size(1)
+        if cache is None:
+            pos = torch.arange(T, device=idx.device)  # (T,)
+        else:
+            pos = cache.positions(T)  # (B, T)
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.transformer.h):
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache, layer)
+        if cache is not None:
+            cache.advance(T)
+        return self.transformer.ln_f(x)
+
+    def logits(self, x):
+        """Hidden states (…, C) → logits (…, vocab_size): the padded ids end here."""
+        return self.lm_head(x)[..., : self.config.vocab_size]
+
+    def forward(self, idx, targets=None, reduction="mean"):
+        """Ids (B, T) → logits (B, T, vocab_size); with targets (B, T) → the cross-entropy in nats instead.
+
+        The loss is the mean over targets that aren't -1, or with `reduction="none"` one value a position (B, T), 0
+        where the target is -1. Logits are not returned beside it, so that the largest tensor doesn't outlive its use.
+        """
+        if idx.size(1) > self.config.block_size:
+            raise UserError(f"{idx.size(1)} tokens are more than the model's block_size of {self.config.block_size}")
+        x = self.hidden(idx)
+        if targets is None:
+            return self.logits(x)
+        logits = self.logits(x).flatten(0, 1).float()  # (B·T, V)
+        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+        return loss if reduction == "mean" else loss.view_as(targets)
+
+    def optimizer_groups(self, weight_decay):
+        """Parameters for an optimizer: matrices and embeddings decay, biases and LayerNorm weights don't."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+
+class KVCache:
+    """Keys and values of every layer, preallocated, for B rows of different lengths.
+
+    Column = position: row b holds its tokens in columns 0 … pos[b] - 1, and the next T go to pos[b] … pos[b] + T - 1.
+    What stands to the right of a row's length is never visible to it, so prompts are padded on the right and their true
+    lengths then written into `pos`.
+    """
+
+    def __init__(self, config, B, max_len, device, dtype):
+        shape = (config.n_layer, B, config.n_head, max_len, config.n_embd // config.n_head)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, nh, S, hs)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.pos = torch.zeros(B, dtype=torch.long, device=device)  # tokens held by each row
+
+    def positions(self, T):
+        """Positions of each row's next T tokens, (B, T)."""
+        return self.pos[:, None] + torch.arange(T, device=self.pos.device)
+
+    def append(self, layer, k, v):
+        """Store k, v (B, nh, T, hs); return all keys, all values and which of them each query sees (B, 1, T, S)."""
+        columns = self.positions(k.size(2))  # (B, T)
+        index = columns[:, None, :, None].expand_as(k)
+        self.k[layer].scatter_(2, index, k.to(self.k.dtype))
+        self.v[layer].scatter_(2, index, v.to(self.v.dtype))
+        visible = torch.arange(self.k.size(3), device=k.device) <= columns[:, None, :, None]
+        return self.k[layer].to(k.dtype), self.v[layer].to(v.dtype), visible
+
+    def advance(self, T):
+        self.pos += T

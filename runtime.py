@@ -1,0 +1,152 @@
+"""Where and how this process runs: device, number format, ranks, seeds, and the few collectives that we need.
+
+Everything here is decided once, at start, by `start`, and handed around as one frozen `Runtime`.
+"""
+
+import contextlib
+import ctypes
+import datetime
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    device: torch.device
+    dtype: torch.dtype  # what matrix multiplications run in; weights stay float32
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def master(self):
+        """Whether this rank is the one that prints and writes."""
+        return self.rank == 0
+
+    def print(self, *args):
+        if self.master:
+            print(*args, flush=True)
+
+    def autocast(self):
+        """The context in which the model runs."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def synchronize(self):
+        """Wait until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def sum(self, tensor):
+        """`tensor` summed over ranks, in place. (A mean is this, divided: older gloo has no AVG.)"""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def barrier(self):
+        if self.world_size > 1:
+            dist.barrier()
+
+    def from_master(self, value):
+        """The first rank's `value` (plain Python), on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def seed_step(self, seed, step):
+        """Seed the generators that training draws from (dropout), for this step and rank.
+
+        The draws of a step are a function of (seed, step, rank) and nothing else, so there is no generator's state to
+        save, and a resumed run draws what the undisturbed one would have drawn.
+        """
+        torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + self.rank) % 2**63)
+
+    def stop(self):
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def start(device="auto", dtype="auto", seed=1337, timeout_s=300):
+    """Settle the device, dtype and ranks of this process and seed torch. Raises `UserError` where one isn't there.
+
+    Under torchrun (RANK is set) this joins the process group: NCCL between GPUs, gloo between CPUs. `timeout_s` is how
+    long a collective waits for a rank that doesn't come.
+    """
+    rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in zip(RANK_VARIABLES, (0, 0, 1), strict=True))
+    device = pick_device(device, local_rank)
+    dtype = pick_dtype(dtype, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+    elif device.type == "cpu":
+        keep_freed_memory()
+    if world_size > 1:
+        if device.type == "mps":
+            raise UserError("--device mps runs in one process; start it with plain python, or use --device cpu")
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), device_id=device_id)
+    torch.manual_seed(seed)
+    return Runtime(device, dtype, rank, world_size)
+
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # set by torchrun
+
+
+def pick_device(name, local_rank=0):
+    """`auto|cuda|mps|cpu` → a device that is there; under torchrun each rank gets the GPU of its local number."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, ok in there.items() if ok)
+    if name not in there:
+        raise UserError(f"--device {name}: expected one of auto, {', '.join(there)}")
+    if not there[name]:
+        has = ", ".join(kind for kind, ok in there.items() if ok)
+        raise UserError(f"--device {name}: this machine (or this build of torch) has none; it has {has}")
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"rank {local_rank} has no GPU: {torch.cuda.device_count()} here; lower --nproc_per_node")
+    return torch.device("cuda", local_rank)
+
+
+def pick_dtype(name, device):
+    """`auto` is bfloat16 where the hardware computes in it, else float16 on CUDA and float32 elsewhere."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise UserError(f"--dtype {name}: expected one of auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":  # without "emulation" a T4 or V100 would claim bfloat16, and crawl
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch: float32 is always right
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory instead of handing it back to the kernel.
+
+    Otherwise each step's large tensors are mapped and page-faulted in anew, which on a CPU takes about as long as the
+    matrix multiplications. Linux with glibc only; elsewhere it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 64 << 20)
