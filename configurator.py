@@ -8,8 +8,10 @@ namespace of its own, so `B = 8; total_batch_size = 4 * B * 256` works; the name
 `tyro` turns text into typed values and the dataclass into `--help`; what is ours is the order and the one-line errors.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import runpy
 import sys
@@ -92,9 +94,8 @@ def assign(config, kinds, name, text, where):
         text = BOOLEANS.get(text.lower(), text)
     one = dataclasses.make_dataclass("One", [(name, kinds[name])])
     try:
-        parsed = tyro.cli(
-            one, args=[f"--{name}={text}"], use_underscores=True, config=TYRO_MARKERS, console_outputs=False
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # tyro explains in a box of many lines; one is enough
+            parsed = tyro.cli(one, args=[f"--{name}={text}"], use_underscores=True, config=TYRO_MARKERS)
     except SystemExit:
         raise UserError(f"{where} = {text!r}: expected {expected(kinds[name])}") from None
     return dataclasses.replace(config, **{name: getattr(parsed, name)})

@@ -46,8 +46,8 @@ def load_hugging_face(name, dropout):
         hf_model = GPT2LMHeadModel.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name} could not be loaded ({str(error).splitlines()[0]}). Without a network: set HF_ENDPOINT to a mirror,"
-            " or HF_HOME to a cache copied from a machine that has it, or name a folder"
+            f"{name} could not be loaded ({str(error).splitlines()[0]}). Without a network: set HF_ENDPOINT to a"
+            " mirror, or HF_HOME to a cache copied from a machine that has it, or name a folder"
         ) from error
     config = GPTConfig(
         block_size=hf_config.n_positions,
@@ -64,12 +64,10 @@ def load_hugging_face(name, dropout):
 
 @torch.no_grad()
 def copy_weights(model, source):
-    """Copy Hugging Face's tensors, by name, into `model`: Conv1D weights transposed, the vocabulary into its padding."""
+    """Copy Hugging Face's tensors, by name: Conv1D weights transposed, the vocabulary into its padding."""
     for name, p in model.named_parameters():  # lm_head is wte, and stands there once
         tensor = source[name].T if name.endswith(CONV1D) else source[name]
-        if name == "transformer.wte.weight":
-            p.zero_()
-            p = p[: model.config.vocab_size]
-        if p.shape != tensor.shape:
-            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(p.shape)}")
-        p.copy_(tensor)
+        target = p.zero_()[: model.config.vocab_size] if name == "transformer.wte.weight" else p
+        if target.shape != tensor.shape:
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}")
+        target.copy_(tensor)

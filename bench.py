@@ -1,0 +1,64 @@
+"""Every speed claim of this repository, measured beside a baseline in the same run.
+
+    python bench.py train|ladder|generate|eval|data|all [--json FILE]
+
+Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
+"""
+
+import dataclasses
+import importlib
+import json
+from typing import Literal
+
+import tyro
+
+from benchmarks.measure import machine, matmul_peak, memory_bandwidth, print_rows
+from configurator import configure
+from errors import UserError, command
+from runtime import DTYPES, pick_device, pick_dtype
+
+VERBS = ("data", "train", "ladder", "generate", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Measure this machine: what we reach, what the baseline reaches, and what the hardware allows."""
+
+    verb: tyro.conf.Positional[tuple[str, ...]] = ()
+    """what to measure: data, train, ladder, generate, eval or all"""
+    json: str | None = None
+    """write the rows to this file too: a list of {name, unit, ours, baseline, baseline_name, ratio, limit}"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """where to measure"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number format of matrix products, where a benchmark doesn't name its own"""
+    runs: int = 5
+    """timed runs, of which the median counts"""
+
+    def check(self):
+        if len(self.verb) != 1 or self.verb[0] not in (*VERBS, "all"):
+            raise UserError(f"bench.py {' '.join(self.verb)}: expected one of {', '.join(VERBS)}, all")
+
+
+@command
+def main(argv=None):
+    settings = configure(Settings, argv, positional="verb")
+    device = pick_device(settings.device)
+    settings = dataclasses.replace(settings, dtype=str(pick_dtype(settings.dtype, device)).split(".")[1])
+    print(machine(device))
+    peak, bandwidth = matmul_peak(device, DTYPES[settings.dtype]), memory_bandwidth(device)
+    print(f"limits: {peak / 1e12:.2f} TFLOP/s in {settings.dtype} matrix products, {bandwidth / 1e9:.0f} GB/s read\n")
+    verbs = VERBS if settings.verb[0] == "all" else settings.verb
+    rows = []
+    for verb in verbs:
+        rows += importlib.import_module(f"benchmarks.{verb}").run(settings)
+    print()
+    print_rows(rows)
+    if settings.json:
+        with open(settings.json, "w", encoding="utf-8") as f:
+            json.dump([dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows], f, indent=1)
+        print(f"rows written to {settings.json}")
+
+
+if __name__ == "__main__":
+    main()
