@@ -40,6 +40,12 @@ class Runtime:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
+    def to_device(self, tensor):
+        """A CPU tensor on the device; by way of pinned memory, so that it is copied while the GPU computes."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def synchronize(self):
         """Wait until the device has done all that it was given."""
         if self.device.type == "cuda":
@@ -134,6 +140,11 @@ def pick_dtype(name, device):
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch: float32 is always right
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
+
+
+def is_out_of_memory(error):
+    """Whether a RuntimeError says that memory ran out, on whichever device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_freed_memory():

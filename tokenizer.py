@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from errors import UserError
 
-NAMES = ("gpt2", "byte")
+VOCAB_SIZES = {"gpt2": 50257, "byte": 257}
 EOT_TEXT = b"<|endoftext|>"  # how end-of-text is shown
 
 
@@ -27,13 +27,13 @@ class Tokenizer:
 
 
 def get_tokenizer(name):
-    """The tokenizer called `name`, one of `NAMES`. Raises `UserError` for another name or a missing vocabulary."""
+    """The tokenizer called `name`, one of `VOCAB_SIZES`. Raises `UserError` for others or a missing vocabulary."""
     if name == "byte":
-        return Tokenizer("byte", 257, 256, lambda text: list(text.encode("utf-8")), decode_byte_ids)
+        return Tokenizer("byte", VOCAB_SIZES["byte"], 256, lambda text: list(text.encode("utf-8")), decode_byte_ids)
     if name == "gpt2":
         encoding = load_gpt2_encoding()
-        return Tokenizer("gpt2", 50257, 50256, encoding.encode_ordinary, encoding.decode_bytes)
-    raise UserError(f"tokenizer {name!r}: expected one of {', '.join(NAMES)}")
+        return Tokenizer("gpt2", VOCAB_SIZES["gpt2"], 50256, encoding.encode_ordinary, encoding.decode_bytes)
+    raise UserError(f"tokenizer {name!r}: expected one of {', '.join(VOCAB_SIZES)}")
 
 
 def decode_byte_ids(ids):

@@ -1,0 +1,108 @@
+"""What a model costs: parameters, FLOPs, MFU and memory. Every such formula stands here, once."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets (without sparsity).
+GPU_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10": 125e12,
+    "A40": 150e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,  # float16: it has no bfloat16
+    "T4": 65e12,  # float16
+}
+
+
+def count_params(config):
+    """Parameters of a GPT, the tied embedding once, the vocabulary's padding left out. 124M: 124,439,808."""
+    C = config.n_embd
+    block = 12 * C * C + 13 * C  # qkv 3C²+3C, proj C²+C, MLP 8C²+5C, two LayerNorms 4C
+    return config.vocab_size * C + config.block_size * C + config.n_layer * block + 2 * C
+
+
+def flops_per_token(config, T):
+    """Model FLOPs of training on one token, forward and backward: 6·N + 12·n_layer·n_embd·T.
+
+    N leaves out the position table (a lookup, no product) and the vocabulary's padding; the second term is attention's
+    two products (PaLM, appendix B). Recomputation and padding are not counted, however much hardware they keep busy.
+    """
+    N = count_params(config) - config.block_size * config.n_embd
+    return 6 * N + 12 * config.n_layer * config.n_embd * T
+
+
+def mfu(config, T, tokens_per_s, peak):
+    """Model FLOPs utilisation: the share of `peak` FLOP/s (of all devices together) that the model's FLOPs make up."""
+    return flops_per_token(config, T) * tokens_per_s / peak
+
+
+def peak_flops(device, dtype):
+    """FLOP/s that the device can reach: from the table for a known GPU, else from a short measured matrix product."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known in sorted(GPU_PEAKS, key=len, reverse=True):
+            if known in name:
+                return GPU_PEAKS[known]
+    return matmul_peak(device, dtype)
+
+
+def matmul_peak(device, dtype, n=None, runs=5):
+    """FLOP/s of a square matrix product: the best of a few runs, after a warm-up."""
+    n = n or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(runs + 2):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # reading a value waits for the product
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
+
+
+def dtype_name(dtype):
+    """torch.bfloat16 → "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training needs on one device, by category."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self):
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=False):
+    """An estimate of the peak, float32 weights with autocast to `dtype`; see `Memory`."""
+    C, half = config.n_embd, dtype.itemsize
+    padded = count_params(config) + (config.padded_vocab_size - config.vocab_size) * C
+    matrices = config.n_layer * 12 * C * C
+    states = 2 * padded - (matrices if optimizer == "muon" else 0)
+    # Kept for the backward pass, per token and block: the residual stream twice and two LayerNorm outputs in float32,
+    # and in the matrix products' format their inputs (C, C, C, 4C), qkv (3C), attention's output (C)
+    # and GELU's input (4C).
+    a_block = 4 * C * 4 + 15 * C * half
+    layers = (4 * C * config.n_layer + a_block) if activation_checkpointing else a_block * config.n_layer
+    casts = 0 if dtype == torch.float32 else half * (matrices + config.padded_vocab_size * C)
+    return Memory(
+        parameters=4 * padded,
+        gradients=4 * padded,
+        optimizer=4 * states,
+        activations=B * T * layers + casts,
+        logits=B * T * config.padded_vocab_size * (half + 4 + 4),  # logits, their float32 copy and its gradient
+    )

@@ -1,0 +1,143 @@
+"""What a training run sets up before its first step: folder, data, model, and the banner that tells of them."""
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from prepare import prepare_synthetic
+from torch.nn.parallel import DistributedDataParallel
+
+import budget
+import checkpoint
+import runlog
+from dataloader import Windows
+from errors import UserError
+from model import GPT, GPTConfig
+from shards import TokenData, open_data
+from tokenizer import VOCAB_SIZES
+from weights import load_model
+
+
+def claim_log_dir(cfg, rt):
+    """Make log_dir ours: the state to resume from, or None for a new run. Nothing is overwritten unasked."""
+    found, log = checkpoint.list_checkpoints(cfg.log_dir), runlog.path_of(cfg.log_dir)
+    if found and cfg.resume:
+        path = found[max(found)]
+        rt.print(f"resuming from {path}")
+        return checkpoint.load(path)
+    if cfg.resume:
+        rt.print(f"nothing to resume in {cfg.log_dir}: starting anew")
+    elif (found or log.exists()) and not cfg.overwrite:
+        raise UserError(f"{cfg.log_dir} already holds a run: add --resume, --overwrite, or another --log_dir")
+    rt.barrier()  # every rank has looked before the first one changes anything
+    if rt.master:
+        for path in (*found.values(), log):
+            path.unlink(missing_ok=True)
+        Path(cfg.log_dir).mkdir(parents=True, exist_ok=True)
+    return None
+
+
+@dataclass(frozen=True)
+class RunData:
+    tokens: TokenData
+    train: Windows
+    val: Windows
+
+
+def open_run_data(cfg, rt):
+    """The run's shards, checked against its settings."""
+    data_dir = cfg.data_dir
+    if data_dir == "synthetic":
+        data_dir = str(Path(cfg.log_dir) / "data")
+        if rt.master:
+            prepare_synthetic(data_dir)
+    is_fineweb = data_dir.rstrip("/").endswith("edu_fineweb10B")
+    how_to_make = "python fineweb.py" if is_fineweb else f"python prepare.py SOURCE --out {data_dir}"
+    if rt.master:
+        open_data(data_dir, how_to_make)  # may scan a foreign folder, and keeps what it finds for the others
+    rt.barrier()
+    tokens = open_data(data_dir, how_to_make)
+    if cfg.tokenizer not in (None, tokens.tokenizer):
+        raise UserError(f"tokenizer = {cfg.tokenizer}, but {data_dir} was made with {tokens.tokenizer}")
+    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split) for split in ("train", "val")))
+
+
+def build_model(cfg, rt, tokens):
+    """A GPT on the run's device: new, or with the weights that init_from names; checked against the data."""
+    if cfg.init_from == "scratch":
+        vocab_size = VOCAB_SIZES[tokens.tokenizer]
+        shape = (cfg.block_size, vocab_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout)
+        model = GPT(GPTConfig(*shape))
+    else:
+        loaded = load_model(cfg.init_from, cfg.dropout)
+        if loaded.tokenizer not in (None, tokens.tokenizer):
+            raise UserError(
+                f"init_from = {cfg.init_from} speaks {loaded.tokenizer}, but the data is {tokens.tokenizer}"
+            )
+        model = loaded.model.train()
+    if tokens.max_id >= model.config.vocab_size:
+        raise UserError(
+            f"the data holds token id {tokens.max_id}, but the {tokens.tokenizer} vocabulary ends at"
+            f" {model.config.vocab_size - 1}: prepare it anew, or name its tokenizer in its meta.json"
+        )
+    if model.config.block_size < cfg.T:
+        raise UserError(f"T = {cfg.T}: expected at most the block_size of {cfg.init_from}, {model.config.block_size}")
+    model.activation_checkpointing = cfg.activation_checkpointing
+    return model.to(rt.device)
+
+
+def wrap_model(model, cfg, rt):
+    """(the model as evaluation calls it, the model as training calls it): compiled where asked, then distributed."""
+    compiled = cfg.compile if cfg.compile is not None else rt.device.type == "cuda"
+    eval_model = torch.compile(model, backend=cfg.compile_backend) if compiled else model
+    if rt.world_size == 1:
+        return eval_model, eval_model
+    device_ids = [rt.device.index] if rt.device.type == "cuda" else None
+    return eval_model, DistributedDataParallel(eval_model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def print_banner(cfg, rt, data, model, loader, optimizers):
+    name = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type
+    compiled = cfg.compile if cfg.compile is not None else rt.device.type == "cuda"
+    rt.print(
+        f"device: {name}, {rt.world_size} rank{'s' * (rt.world_size > 1)}, {budget.dtype_name(rt.dtype)},"
+        f" torch.compile {'on' if compiled else 'off'}"
+    )
+    config = model.config
+    rt.print(
+        f"model: {budget.count_params(config):,} parameters, {config.n_layer} layers of {config.n_embd},"
+        f" {config.n_head} heads, context {config.block_size}, from {cfg.init_from}"
+    )
+    for split, shards in data.tokens.splits.items():
+        total = data.tokens.tokens(split)
+        rt.print(f"found {len(shards)} shards for split {split}: {total:,} {data.tokens.tokenizer} tokens")
+    rt.print(
+        f"tokens a step: {cfg.total_batch_size:,} = B {cfg.B} x T {cfg.T} x {rt.world_size} ranks x"
+        f" grad_accum_steps {loader.grad_accum_steps}; steps an epoch: {len(data.train) / loader.windows_per_step:,.1f}"
+    )
+    for name, group in zip(("decayed", "non-decayed"), model.optimizer_groups(0.0), strict=True):
+        count = sum(p.numel() for p in group["params"])
+        rt.print(f"num {name} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+    rt.print(
+        f"using fused AdamW: {optimizers.fused}" + ", and Muon for the blocks' matrices" * (cfg.optimizer == "muon")
+    )
+    memory = budget.memory(config, cfg.B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing)
+    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
+    rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({parts})")
+
+
+def describe_run(cfg, rt):
+    """Keep settings and environment beside the log (`config.json`), so that the run can be understood a year later."""
+    environment = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type,
+        "dtype": budget.dtype_name(rt.dtype),
+        "world_size": rt.world_size,
+    }
+    text = json.dumps({"config": dataclasses.asdict(cfg), "environment": environment}, indent=1)
+    (Path(cfg.log_dir) / "config.json").write_text(text + "\n", encoding="utf-8")
