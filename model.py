@@ -57,8 +57,8 @@ class CausalSelfAttention(nn.Module):
         if cache is None:
             y = causal_attention(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
         else:
-            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs), (B, nh, S, hs), (B, 1, T, S)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None is causal
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None and T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -156,7 +156,7 @@ class GPT(nn.Module):
         if cache is None:
             pos = torch.arange(T, device=idx.device)  # (T,)
         else:
-            pos = cache.positions(T)  # (B, T)
+            pos = cache.start(T)  # (T,) or (B, T)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.transformer.h):
@@ -164,8 +164,6 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x, cache, layer)
-        if cache is not None:
-            cache.advance(T)
         return self.transformer.ln_f(x)
 
     def logits(self, x):
@@ -197,31 +195,38 @@ class GPT(nn.Module):
 
 
 class KVCache:
-    """Keys and values of every layer, preallocated, for B rows of different lengths.
+    """Keys and values of every layer for B rows, preallocated, so that a new token computes only its own.
 
-    Column = position: row b holds its tokens in columns 0 … pos[b] - 1, and the next T go to pos[b] … pos[b] + T - 1.
-    What stands to the right of a row's length is never visible to it, so prompts are padded on the right and their true
-    lengths then written into `pos`.
+    The rows of a batch end in the same column, so that a new token is written to one place: shorter prompts are padded
+    on the left, by `padding` (B,) columns that no token sees. `GPT.hidden` asks for two things: `start` and `append`.
     """
 
-    def __init__(self, config, B, max_len, device, dtype):
+    def __init__(self, config, B, max_len, device, dtype, *, padding=None):
         shape = (config.n_layer, B, config.n_head, max_len, config.n_embd // config.n_head)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, nh, S, hs)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, nh, max_len, hs)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.pos = torch.zeros(B, dtype=torch.long, device=device)  # tokens held by each row
+        self.padding = padding
+        self.length = 0  # columns filled
+        self.new = slice(0, 0)  # columns of the tokens under way
+        self.visible = None  # which keys those see, (T, S) or (B, 1, T, S); None: all up to their own
 
-    def positions(self, T):
-        """Positions of each row's next T tokens, (B, T)."""
-        return self.pos[:, None] + torch.arange(T, device=self.pos.device)
+    def start(self, T):
+        """Make room for T more tokens a row; returns their positions, (T,) or (B, T)."""
+        self.new = slice(self.length, self.length + T)
+        self.length += T
+        keys = torch.arange(self.length, device=self.k.device)  # (S,)
+        columns = keys[self.new]
+        causal = keys <= columns[:, None]  # (T, S)
+        if self.padding is None:
+            self.visible = None if T in (1, self.length) else causal
+            return columns
+        first = self.padding[:, None, None, None]
+        own = keys == columns[:, None]  # padding sees itself, as a softmax over nothing is NaN
+        self.visible = causal & (keys >= first) | own  # (B, 1, T, S)
+        return (columns - self.padding[:, None]).clamp(min=0)
 
     def append(self, layer, k, v):
-        """Store k, v (B, nh, T, hs); return all keys, all values and which of them each query sees (B, 1, T, S)."""
-        columns = self.positions(k.size(2))  # (B, T)
-        index = columns[:, None, :, None].expand_as(k)
-        self.k[layer].scatter_(2, index, k.to(self.k.dtype))
-        self.v[layer].scatter_(2, index, v.to(self.v.dtype))
-        visible = torch.arange(self.k.size(3), device=k.device) <= columns[:, None, :, None]
-        return self.k[layer].to(k.dtype), self.v[layer].to(v.dtype), visible
-
-    def advance(self, T):
-        self.pos += T
+        """Store k, v (B, nh, T, hs); return all keys, all values (B, nh, S, hs) and `visible`."""
+        self.k[layer, :, :, self.new] = k
+        self.v[layer, :, :, self.new] = v
+        return self.k[layer, :, :, : self.length], self.v[layer, :, :, : self.length], self.visible
