@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from errors import UserError
-from model import IGNORE
+from loss import IGNORE
 
 ROUNDS = 4  # of the Feistel network: enough for an order that shows no pattern (Luby & Rackoff 1988)
 

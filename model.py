@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
+from loss import IGNORE, head_loss
 
-IGNORE = -1  # a target that takes no part in the loss
 VOCAB_MULTIPLE = 128  # matrix units like such widths: 50257 ids are computed as 50304
 
 
@@ -181,9 +181,10 @@ class GPT(nn.Module):
         x = self.hidden(idx)
         if targets is None:
             return self.logits(x)
-        logits = self.logits(x).flatten(0, 1).float()  # (B·T, V)
-        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
-        return loss if reduction == "mean" else loss.view_as(targets)
+        losses = head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), self.config.vocab_size)  # (B·T,)
+        if reduction == "none":
+            return losses.view_as(targets)
+        return losses.sum() / (targets != IGNORE).sum()
 
     def optimizer_groups(self, weight_decay):
         """Parameters for an optimizer: matrices and embeddings decay, biases and LayerNorm weights don't."""

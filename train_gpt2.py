@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from sample import sample_texts
 from tqdm import tqdm
 
 import budget
@@ -23,9 +22,10 @@ import runtime
 from configurator import configure
 from dataloader import TrainLoader, validation_batches
 from errors import UserError, command
-from model import IGNORE
+from loss import IGNORE
 from optimizer import build_optimizers
 from run_setup import build_model, claim_log_dir, describe_run, open_run_data, print_banner, wrap_model
+from sample import sample_texts
 from train_config import TrainConfig
 
 
