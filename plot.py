@@ -1,6 +1,6 @@
 """Plot runs from their logs as a PNG: loss, learning rate and gradient norm, throughput.
 
-    python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours]
+python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours]
 """
 
 import dataclasses

@@ -41,6 +41,10 @@ def open_data(data_dir, how_to_make):
 
     `how_to_make` is the command that makes such a folder; an error names it. Raises `UserError`.
     """
+    if progress_files(data_dir) and not os.path.exists(os.path.join(data_dir, "meta.json")):
+        raise UserError(
+            f"{data_dir} is unfinished: run the command that fills it once more (it goes on): {how_to_make}"
+        )
     splits = {}
     for split in ("train", "val"):
         paths = list_shards(data_dir, split)
@@ -68,12 +72,22 @@ def list_shards(data_dir, split):
     """The paths of a split's shards, in order of name: files with "train" or "val" in the name."""
     if not os.path.isdir(data_dir):
         return []
-    return sorted(p for p in Path(data_dir).iterdir() if p.suffix in SUFFIXES and split in p.name)
+    return sorted(p for p in Path(data_dir).iterdir() if p.suffix in SUFFIXES and split_of(p.stem) == split)
 
 
-def shard_name(name, index, suffix):
-    """File name of shard `index`: shard 0 is the validation split."""
-    return f"{name}_{'val' if index == 0 else 'train'}_{index:06d}{suffix}"
+def split_of(stem):
+    """ "train" or "val", whichever stands last in a shard's name (`interval_train_000001` is no validation shard)."""
+    return max(("train", "val"), key=stem.rfind) if "train" in stem or "val" in stem else None
+
+
+def shard_name(name, index, suffix, split=None):
+    """File name of shard `index`: shard 0 is the validation split, unless `split` says otherwise."""
+    return f"{name}_{split or ('val' if index == 0 else 'train')}_{index:06d}{suffix}"
+
+
+def progress_files(data_dir):
+    """What says that a folder is still being filled: see progress.py."""
+    return sorted(Path(data_dir).glob("progress*.json"))
 
 
 def open_shard(path):

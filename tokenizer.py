@@ -4,8 +4,11 @@ Both have one id more than text needs, end-of-text, which begins each document. 
 it spells it out.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from errors import UserError
 
@@ -19,6 +22,7 @@ class Tokenizer:
     vocab_size: int  # ids are 0 … vocab_size - 1
     eot: int  # the end-of-text id
     encode: Callable[[str], list[int]]
+    encode_array: Callable[[str], np.ndarray]  # the same ids, unsigned integers, with no Python list on the way
     decode_bytes: Callable[[list[int]], bytes]
 
     def decode(self, ids):
@@ -28,16 +32,36 @@ class Tokenizer:
 
 def get_tokenizer(name):
     """The tokenizer called `name`, one of `VOCAB_SIZES`. Raises `UserError` for others or a missing vocabulary."""
+    size = VOCAB_SIZES.get(name)
     if name == "byte":
-        return Tokenizer("byte", VOCAB_SIZES["byte"], 256, lambda text: list(text.encode("utf-8")), decode_byte_ids)
+        return Tokenizer("byte", size, 256, lambda text: list(whole(text).encode()), encode_byte_array, decode_byte_ids)
     if name == "gpt2":
         encoding = load_gpt2_encoding()
-        return Tokenizer("gpt2", VOCAB_SIZES["gpt2"], 50256, encoding.encode_ordinary, encoding.decode_bytes)
+        to_array = functools.partial(encode_gpt2_array, encoding)
+        return Tokenizer("gpt2", size, 50256, encoding.encode_ordinary, to_array, encoding.decode_bytes)
     raise UserError(f"tokenizer {name!r}: expected one of {', '.join(VOCAB_SIZES)}")
 
 
 def decode_byte_ids(ids):
     return b"".join(EOT_TEXT if i == 256 else bytes((i,)) for i in ids)
+
+
+def encode_byte_array(text):
+    return np.frombuffer(whole(text).encode(), dtype=np.uint8)
+
+
+def encode_gpt2_array(encoding, text):
+    """What `encode_ordinary` gives. With no special token allowed or forbidden, all text is ordinary text."""
+    return encoding.encode_to_numpy(whole(text), allowed_special=frozenset(), disallowed_special=())
+
+
+def whole(text):
+    """`text` with each half of a surrogate pair (JSON can spell one) replaced by U+FFFD, as tiktoken does."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def load_gpt2_encoding():

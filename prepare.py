@@ -1,0 +1,187 @@
+"""Text of any kind → token shards to train on.
+
+    python prepare.py SOURCE... [--tokenizer gpt2|byte] [--out DIR] [--val 0.1] [--format npy|bin]
+
+A SOURCE is `stdlib` (Python's own standard library, which every machine has), or a file, folder or pattern of .txt,
+.md, .py, .jsonl or .parquet files. Each plain text file, line or row is a document. The last tenth (`--val`) of each
+source's characters is validation.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from configurator import configure
+from documents import SUFFIXES, Given, cut_file, find_files
+from errors import UserError, command
+from pipeline import Item, cores, count_characters, in_order, make_shards
+from progress import open_progress, print_summary
+from shards import read_meta
+
+SMALL = 32 << 20  # bytes of text that one process tokenizes sooner than others start
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Turn text into token shards."""
+
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
+    """stdlib, or files, folders or patterns of .txt, .md, .py, .jsonl, .parquet"""
+    tokenizer: Literal["gpt2", "byte"] = "gpt2"
+    """gpt2 (downloaded once by tiktoken) or byte (nothing to download)"""
+    out: str | None = None
+    """folder for the shards; default: data/NAME, named after the source"""
+    val: float = 0.1
+    """part of each source's characters, at its end, that is validation"""
+    format: Literal["npy", "bin"] = "npy"
+    """npy (NumPy) or bin (llm.c)"""
+    num_proc: int = cores()
+    """worker processes"""
+    overwrite: bool = False
+    """replace the shards that --out already holds"""
+
+    def check(self):
+        if not self.sources:
+            raise UserError(
+                "prepare.py needs a source: stdlib, or files, folders or patterns of " + ", ".join(SUFFIXES)
+            )
+        if not 0 < self.val < 1:
+            raise UserError(f"--val {self.val}: expected a part of the text, between 0 and 1, such as 0.1")
+        if self.num_proc < 1:
+            raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
+
+
+@command
+def main(argv=None):
+    settings = configure(Settings, argv, positional="sources")
+    name = "+".join(source_name(source) for source in settings.sources)
+    out = settings.out or os.path.join("data", name)
+    files = {source: source_files(source) for source in settings.sources}
+    request = {
+        "source": " ".join(settings.sources),
+        "tokenizer": settings.tokenizer,
+        "format": settings.format,
+        "val": settings.val,
+        "files": fingerprint(files),
+    }
+    progress = open_progress(out, request, settings.overwrite)
+    if progress is None:
+        print(f"{out} already holds just this, finished")
+        print_summary(read_meta(out), out)
+        return
+    total = sum(os.path.getsize(path) for paths in files.values() for path in paths)
+    workers = settings.num_proc if total > SMALL else 0
+    parts = [split_source(source, paths, settings.val, workers) for source, paths in files.items()]
+    meta = make_shards(progress, stream(parts, progress.position), workers, name)
+    print(f"{out}: ", end="")
+    print_summary(meta, out)
+
+
+def source_name(source):
+    """What a source is called in names of files."""
+    stem = Path(source).resolve().stem if os.path.exists(source) else source
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).strip("_.") or "text"
+
+
+def source_files(source):
+    if source == "stdlib":
+        return stdlib_files(sysconfig.get_paths()["stdlib"])
+    return find_files(source)
+
+
+def stdlib_files(folder):
+    """Source and documentation text of Python's standard library, in a fixed order.
+
+    Left out: tests, installed packages, what was generated for this one machine, and files that hold nothing.
+    """
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
+    found = []
+    for path in sorted(Path(folder).rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+        parts = path.relative_to(folder).parts
+        generated = path.name.startswith("_sysconfig") or parts[0].startswith("config-")
+        wanted = path.suffix in (".py", ".txt", ".rst", ".md") and not left_out & set(parts) and not generated
+        if wanted and path.is_file() and path.stat().st_size and is_utf8(path):
+            found.append(str(path))
+    if not found:
+        raise UserError(f"stdlib: {folder} holds no .py files (a Python in one archive?); name a folder with text")
+    return found
+
+
+def is_utf8(path):
+    try:
+        path.read_bytes().decode()
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def fingerprint(files):
+    """Tells whether files are still the ones that were prepared, without reading them."""
+    seen = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for paths in files.values() for path in paths]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def split_source(source, paths, val, workers):
+    """Count a source's characters and settle where validation begins. Returns split → a function that yields pieces."""
+    pieces = functools.partial(cut_files, paths)
+    items = (Item([], None, share, piece) for piece, share in pieces())
+    with tqdm(unit="char", unit_scale=True, desc=f"counting {source}") as bar:
+        counts = []
+        for _, characters in in_order(count_characters, items, workers):
+            counts.append(characters)
+            bar.update(characters)
+    cut = int(sum(counts) * (1 - val))
+    return {split: functools.partial(part_of, split, pieces, counts, cut) for split in ("val", "train")}
+
+
+def cut_files(paths):
+    for path in paths:
+        if os.path.getsize(path) == 0 and os.path.basename(path) == "__init__.py":
+            continue  # the mark of a package, empty by custom
+        for piece, share in cut_file(path):
+            yield piece, share / len(paths)
+
+
+def part_of(split, pieces, counts, cut):
+    """Yield (piece, share) of one side of character `cut`; the piece that straddles it is cut there."""
+    seen = 0
+    for (piece, share), characters in zip(pieces(), counts, strict=True):
+        before, seen = seen, seen + characters
+        if before <= cut < seen:
+            head, tail = cut_texts(piece.texts(), cut - before)
+            yield Given(head, piece.continues) if split == "train" else Given(tail), share
+        elif (before >= cut) == (split == "val"):
+            yield piece, share
+
+
+def cut_texts(texts, cut):
+    """Texts before and after character `cut` of all of them."""
+    head, tail = [], []
+    for text in texts:
+        head += [text[:cut]] if cut > 0 else []
+        tail += [text[cut:]] if cut < len(text) else []
+        cut = max(cut - len(text), 0)
+    return head, tail
+
+
+def stream(parts, position):
+    """All pieces, validation first, as items; from `position` on."""
+    number = 0
+    for split in ("val", "train"):
+        for part in parts:
+            for piece, share in part[split]():
+                if position is None or number >= position[0]:
+                    yield Item([number], split, share / len(parts), piece)
+                number += 1
+
+
+if __name__ == "__main__":
+    main()
