@@ -6,8 +6,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from prepare import prepare_synthetic
 from torch.nn.parallel import DistributedDataParallel
 
 import budget
@@ -16,8 +16,8 @@ import runlog
 from dataloader import Windows
 from errors import UserError
 from model import GPT, GPTConfig
-from shards import TokenData, open_data
-from tokenizer import VOCAB_SIZES
+from shards import TokenData, open_data, shard_name, write_meta, write_shard
+from tokenizer import VOCAB_SIZES, get_tokenizer
 from weights import load_model
 
 
@@ -53,7 +53,7 @@ def open_run_data(cfg, rt):
     if data_dir == "synthetic":
         data_dir = str(Path(cfg.log_dir) / "data")
         if rt.master:
-            prepare_synthetic(data_dir)
+            make_synthetic_data(data_dir)
     is_fineweb = data_dir.rstrip("/").endswith("edu_fineweb10B")
     how_to_make = "python fineweb.py" if is_fineweb else f"python prepare.py SOURCE --out {data_dir}"
     if rt.master:
@@ -63,6 +63,17 @@ def open_run_data(cfg, rt):
     if cfg.tokenizer not in (None, tokens.tokenizer):
         raise UserError(f"tokenizer = {cfg.tokenizer}, but {data_dir} was made with {tokens.tokenizer}")
     return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split) for split in ("train", "val")))
+
+
+def make_synthetic_data(data_dir):
+    """A few kB of byte data for runs that only check that all works: sums, whose shape a model soon learns."""
+    Path(data_dir).mkdir(parents=True, exist_ok=True)
+    tokenizer, entries = get_tokenizer("byte"), []
+    for index, numbers in enumerate((range(60, 70), range(60))):
+        text = "".join(f"{a} + {b} = {a + b}\n" for a in numbers for b in range(20))
+        tokens = np.array([tokenizer.eot, *tokenizer.encode(text)])
+        entries.append(write_shard(Path(data_dir) / shard_name("sums", index, ".npy"), tokens))
+    write_meta(data_dir, {"tokenizer": "byte", "source": "synthetic", "shards": entries})
 
 
 def build_model(cfg, rt, tokens):

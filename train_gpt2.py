@@ -26,6 +26,7 @@ from loss import IGNORE
 from optimizer import build_optimizers
 from run_setup import build_model, claim_log_dir, describe_run, open_run_data, print_banner, wrap_model
 from sample import sample_texts
+from tokenizer import get_tokenizer
 from train_config import TrainConfig
 
 
@@ -63,6 +64,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
         self.tokenizer_name = data.tokens.tokenizer
+        self.tokenizer = tokenizer_for_samples(cfg, rt, self.tokenizer_name)
         self.peak_flops = budget.peak_flops(rt.device, rt.dtype) * rt.world_size
         self.step = 0  # updates made
         self.val_loss = None  # the last validation's
@@ -174,8 +176,11 @@ class Trainer:
 
     def sample(self):
         """Print some of the model's words, drawn from a generator of their own."""
-        if self.rt.master:
-            for number, text in enumerate(sample_texts(self.raw_model, self.tokenizer_name, self.cfg, self.rt), 1):
+        cfg = self.cfg
+        if self.rt.master and self.tokenizer is not None:
+            sizes = {"num_samples": cfg.num_samples, "max_new_tokens": cfg.sample_tokens}
+            texts = sample_texts(self.raw_model, self.tokenizer, self.rt, cfg.sample_prompt, seed=cfg.seed, **sizes)
+            for number, text in enumerate(texts, 1):
                 self.rt.print(f"[Sample {number}] {text}")
         self.restart_clock()
 
@@ -212,6 +217,17 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
         self.step, self.val_loss, self.bad_steps = state["step"], state["val_loss"], state["bad_steps"]
+
+
+def tokenizer_for_samples(cfg, rt, name):
+    """The tokenizer, or None where no samples are wanted or its vocabulary can't be had: that must not end a run."""
+    if not (rt.master and cfg.sample_interval):
+        return None
+    try:
+        return get_tokenizer(name)
+    except UserError as error:
+        rt.print(f"no samples will be shown: {error}")
+        return None
 
 
 def due(step, interval):
