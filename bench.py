@@ -12,7 +12,8 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.measure import machine, matmul_peak, memory_bandwidth, print_rows
+from benchmarks.measure import machine, memory_bandwidth, print_rows
+from budget import matmul_peak
 from configurator import configure
 from errors import UserError, command
 from runtime import DTYPES, pick_device, pick_dtype
@@ -46,7 +47,7 @@ def main(argv=None):
     device = pick_device(settings.device)
     settings = dataclasses.replace(settings, dtype=str(pick_dtype(settings.dtype, device)).split(".")[1])
     print(machine(device))
-    peak, bandwidth = matmul_peak(device, DTYPES[settings.dtype]), memory_bandwidth(device)
+    peak, bandwidth = matmul_peak(device, DTYPES[settings.dtype], n=4096), memory_bandwidth(device)
     print(f"limits: {peak / 1e12:.2f} TFLOP/s in {settings.dtype} matrix products, {bandwidth / 1e9:.0f} GB/s read\n")
     verbs = VERBS if settings.verb[0] == "all" else settings.verb
     rows = []

@@ -55,16 +55,16 @@ def peak_flops(device, dtype):
     return matmul_peak(device, dtype)
 
 
-def matmul_peak(device, dtype, n=None, runs=5):
-    """FLOP/s of a square matrix product: the best of a few runs, after a warm-up."""
+def matmul_peak(device, dtype, n=None, seconds=0.3):
+    """FLOP/s of a square matrix product: the best of what fits in `seconds`, the first being a warm-up."""
     n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(runs + 2):
+    times, begin = [], time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         (a @ b)[0, 0].item()  # reading a value waits for the product
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds)
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times[1:])
 
 
 def dtype_name(dtype):

@@ -23,6 +23,7 @@ import tyro
 from errors import UserError
 
 BOOLEANS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
+BOOLEAN_KINDS = (bool, bool | None)  # None: decided later, from what is there
 TYRO_MARKERS = (tyro.conf.FlagConversionOff,)
 
 
@@ -62,9 +63,9 @@ def split_arguments(argv, kinds):
             continue
         name, equals, text = arg[2:].partition("=")
         name = name.replace("-", "_")
-        if name.startswith("no_") and kinds.get(name[3:]) is bool and not equals:
+        if name.startswith("no_") and kinds.get(name[3:]) in BOOLEAN_KINDS and not equals:
             name, text = name[3:], "False"
-        elif not equals and kinds.get(name) is bool:
+        elif not equals and kinds.get(name) in BOOLEAN_KINDS:
             text = rest.pop(0) if rest and rest[0].lower() in BOOLEANS else "True"
         elif not equals:
             require_known(name, kinds, f"--{name}")
@@ -90,7 +91,7 @@ def read_config_file(path):
 def assign(config, kinds, name, text, where):
     """A copy of `config` with one field set from text, through tyro; `where` names the source in an error."""
     require_known(name, kinds, where)
-    if kinds[name] is bool:
+    if kinds[name] in BOOLEAN_KINDS:
         text = BOOLEANS.get(text.lower(), text)
     one = dataclasses.make_dataclass("One", [(name, kinds[name])])
     try:

@@ -46,15 +46,6 @@ def time_in_turn(functions, runs=5, warmup=1, synchronize=lambda: None):
     return {name: (medians[name], (max(v) - min(v)) / medians[name]) for name, v in seconds.items()}
 
 
-def matmul_peak(device, dtype, n=None):
-    """FLOP/s of a large matrix product: the most that any model can get from this machine."""
-    n = n or (8192 if device.type == "cuda" else 2048)
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    median, _ = time_in_turn({"matmul": lambda: a @ b}, runs=7, warmup=3, synchronize=sync)["matmul"]
-    return 2 * n**3 / median
-
-
 def memory_bandwidth(device, size=None):
     """Bytes/s read from memory by a sum over float32 values too many for any cache."""
     values = torch.ones((size or (4 << 30 if device.type == "cuda" else 1 << 30)) // 4, device=device)

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: make quickstart, make test.
+# PYTHON=python3.12 picks another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test torture clean
+
+quickstart: .venv/installed
+	$(BIN)/python prepare.py stdlib --tokenizer byte --out data/stdlib
+	$(BIN)/python train_gpt2.py config/quickstart.py --resume
+	$(BIN)/python sample.py --model log/quickstart --num_samples 3 --max_new_tokens 400 --style focused
+	@echo
+	@echo "the model:      log/quickstart/model_*.pt   (python sample.py --prompt 'def ' continues whatever you type)"
+	@echo "the loss plot:  log/quickstart/plot.png"
+	@echo "the log:        log/quickstart/log.txt"
+	@echo "the data:       data/stdlib"
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv data/stdlib log/quickstart log/debug

@@ -1,0 +1,16 @@
+"""The shape of GPT-2 124M in steps that a laptop can take: to see the real thing move, not to finish it."""
+
+data_dir = "edu_fineweb10B"
+log_dir = "log/cpu_small"
+
+B = 4
+T = 128
+total_batch_size = 8192
+
+max_steps = 2000
+warmup_steps = 100
+val_interval = 100
+val_tokens = 20 * 4 * 128
+sample_interval = 100
+num_samples = 2
+checkpoint_interval = 100

@@ -1,0 +1,31 @@
+"""Tiny Shakespeare, byte by byte: about a minute on two CPU cores. First:
+
+python prepare.py shakespeare --tokenizer byte
+
+Muon and a small batch, because on so small a budget the number of updates counts most; the strong decay pays off when
+the text is read more than once.
+"""
+
+data_dir = "data/shakespeare_byte"
+log_dir = "log/shakespeare"
+
+n_layer = 4
+n_head = 4
+n_embd = 192
+block_size = T = 128
+B = 16
+total_batch_size = B * T
+
+max_steps = 750
+warmup_steps = 30
+optimizer = "muon"
+max_lr = 6e-3
+min_lr = 6e-5
+weight_decay = 0.3
+beta2 = 0.98
+val_interval = 250
+sample_interval = 250
+sample_tokens = 200
+num_samples = 2
+checkpoint_interval = 250
+compile = False  # compiling takes as long as training
