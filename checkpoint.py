@@ -5,6 +5,7 @@ all of it, here and anywhere. Its SHA-256 stands in the comment at the end of th
 `torch.load` alone doesn't notice a flipped byte, and a second file beside it could be lost or belong to another.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -22,8 +23,11 @@ DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
 
 
 def save(path, state):
-    """Write `state` (a dict of tensors and plain values) so that `path` only ever holds a whole checkpoint."""
-    with AtomicFile(path) as f:
+    """Write `state` (a dict of tensors and plain values) so that `path` only ever holds a whole checkpoint.
+
+    Raises `OSError` where it can't be written: a full disk, say. What stood at `path` is then still there.
+    """
+    with AtomicFile(path) as f, disk_errors():
         torch.save({"format_version": FORMAT_VERSION} | state, f)
         f.flush()
         f.seek(0)
@@ -32,14 +36,26 @@ def save(path, state):
         f.write(struct.pack("<H", DIGEST_LENGTH) + digest.encode())
 
 
-def load(path, map_location="cpu"):
-    """The state in `path`, after its checksum. Raises `UserError` for one that is absent, damaged or foreign.
+@contextlib.contextmanager
+def disk_errors():
+    """torch's zip writer turns an `OSError` of the file beneath it into a `RuntimeError`; turn it back."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError):
+            raise cause from None
+        raise
+
+
+def load(path):
+    """The state in `path`, on the CPU, after its checksum. Raises `UserError` if it is absent, damaged or foreign.
 
     Never unpickles anything that could run code.
     """
     verify(path)
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that asks for more than tensors and plain values
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} was refused: it holds more than tensors and plain values ({reason})") from error
@@ -76,6 +92,31 @@ def digest_without_comment(f, size):
     digest.update(b"\0\0")
     length = f.read(2)
     return digest.hexdigest() if length == struct.pack("<H", DIGEST_LENGTH) else "no checksum"
+
+
+def prune(log_dir, keep_last, best_step):
+    """Delete all but the newest `keep_last` checkpoints (0: none is deleted) and the best."""
+    found = list_checkpoints(log_dir)
+    for step in list(found)[: -keep_last or len(found)] if keep_last else ():
+        if step != best_step:
+            found[step].unlink(missing_ok=True)
+
+
+def newest_good(log_dir, tell):
+    """The newest checkpoint of a run that is whole, or None where there is none; `tell` is told of each that isn't.
+
+    Raises `UserError` where there are some, but none is whole: starting anew must not be decided by damage.
+    """
+    found = list_checkpoints(log_dir)
+    for path in reversed(found.values()):
+        try:
+            verify(path)
+            return path
+        except UserError as error:
+            tell(str(error))
+    if found:
+        raise UserError(f"no checkpoint in {log_dir} is whole: move them away, or start anew with --overwrite")
+    return None
 
 
 def path_of(log_dir, step):

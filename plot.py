@@ -14,6 +14,7 @@ import tyro
 
 from configurator import configure
 from errors import UserError, command
+from files import AtomicFile
 from runlog import path_of, read_log
 
 # Okabe & Ito 2008: told apart by colour-blind people too.
@@ -55,7 +56,8 @@ def plot_runs(log_dirs, out, x="steps"):
         axis.set_xlabel(x)
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
-    figure.savefig(out, dpi=100)
+    with AtomicFile(out) as f:
+        figure.savefig(f, format="png", dpi=100)
     plt.close(figure)
 
 

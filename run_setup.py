@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,19 @@ from weights import load_model
 
 
 def claim_log_dir(cfg, rt):
-    """Make log_dir ours: the state to resume from, or None for a new run. Nothing is overwritten unasked."""
-    found, log = checkpoint.list_checkpoints(cfg.log_dir), runlog.path_of(cfg.log_dir)
-    if found and cfg.resume:
-        path = found[max(found)]
-        rt.print(f"resuming from {path}")
-        return checkpoint.load(path)
-    if cfg.resume:
+    """Make log_dir ours: the state to resume from, or None for a new run. Nothing is overwritten unasked.
+
+    A group of ranks that torchrun has restarted resumes, whatever the flags say.
+    """
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if cfg.resume or restarted:
+        path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
+        if path is not None:
+            rt.print(f"resuming from {path}")
+            return checkpoint.load(path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting anew")
-    elif (found or log.exists()) and not cfg.overwrite:
+    found, log = checkpoint.list_checkpoints(cfg.log_dir), runlog.path_of(cfg.log_dir)
+    if (found or log.exists()) and not (cfg.overwrite or cfg.resume or restarted):
         raise UserError(f"{cfg.log_dir} already holds a run: add --resume, --overwrite, or another --log_dir")
     rt.barrier()  # every rank has looked before the first one changes anything
     if rt.master:
@@ -38,6 +43,20 @@ def claim_log_dir(cfg, rt):
             path.unlink(missing_ok=True)
         Path(cfg.log_dir).mkdir(parents=True, exist_ok=True)
     return None
+
+
+def check_resume(cfg, state, data):
+    """Raise `UserError` where the checkpoint is of another run than the settings describe; the rest may change."""
+    path, was = checkpoint.path_of(cfg.log_dir, state["step"]), state["train_config"]
+    facts = {name: (was[name], getattr(cfg, name)) for name in ("T", "seed", "optimizer")}
+    facts |= {"tokenizer": (state["tokenizer"], data.tokens.tokenizer)}
+    facts |= {"training windows": (state["train_windows"], len(data.train))}
+    if cfg.init_from == "scratch":
+        shape = ("block_size", "n_layer", "n_head", "n_embd")
+        facts |= {name: (state["model_config"][name], getattr(cfg, name)) for name in shape}
+    for name, (old, new) in facts.items():
+        if old != new:
+            raise UserError(f"{name} = {new}, but {path} was made with {old}: set it so, or choose another --log_dir")
 
 
 @dataclass(frozen=True)
@@ -76,9 +95,12 @@ def make_synthetic_data(data_dir):
     write_meta(data_dir, {"tokenizer": "byte", "source": "synthetic", "shards": entries})
 
 
-def build_model(cfg, rt, tokens):
-    """A GPT on the run's device: new, or with the weights that init_from names; checked against the data."""
-    if cfg.init_from == "scratch":
+def build_model(cfg, rt, tokens, state=None):
+    """A GPT on the run's device: of the checkpoint `state`, new, or with the weights that init_from names."""
+    if state is not None:
+        model = GPT(GPTConfig(**state["model_config"] | {"dropout": cfg.dropout}))
+        model.load_state_dict(state["model"])
+    elif cfg.init_from == "scratch":
         vocab_size = VOCAB_SIZES[tokens.tokenizer]
         shape = (cfg.block_size, vocab_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout)
         model = GPT(GPTConfig(*shape))

@@ -12,7 +12,14 @@ import numpy as np
 
 from files import AtomicFile
 
-FORMATS = {"lr": ".6e", "dt_ms": ".2f", "tok_per_sec": ".0f", "hella": ".4f", "mfu": ".4f"}  # losses: .6f
+FORMATS = {
+    "skipped": ".0f",
+    "lr": ".6e",
+    "dt_ms": ".2f",
+    "tok_per_sec": ".0f",
+    "hella": ".4f",
+    "mfu": ".4f",
+}  # losses: .6f
 
 
 class Stream(NamedTuple):
@@ -30,11 +37,18 @@ class RunLog:
             with AtomicFile(self.path) as f:
                 f.write("".join(kept).encode())
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # a line is written when it ends
+        self.warned = False
 
     def write(self, step, **values):
         """Append one line a value: `log.write(250, val=3.2924)`."""
-        for name, value in values.items():
-            self.file.write(f"{step} {name} {value:{FORMATS.get(name, '.6f')}}\n")
+        lines = [f"{step} {name} {value:{FORMATS.get(name, '.6f')}}\n" for name, value in values.items()]
+        try:
+            for line in lines:
+                self.file.write(line)
+        except OSError as error:  # a full disk must not end a run; the lines wait in memory
+            if not self.warned:
+                print(f"warning: {self.path} can't be written for now ({error.strerror})", flush=True)
+            self.warned = True
 
     def close(self):
         self.file.close()

@@ -63,12 +63,19 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
-    def from_master(self, value):
-        """The first rank's `value` (plain Python), on every rank."""
+    def from_master(self, decide):
+        """What the first rank's `decide()` returns (plain Python) or, if it is a `UserError`, raises, on every rank."""
         if self.world_size == 1:
-            return value
-        box = [value]
+            return decide()
+        box = [None, None]
+        if self.master:
+            try:
+                box[0] = decide()
+            except UserError as error:
+                box[1] = str(error)
         dist.broadcast_object_list(box, src=0, device=self.device)
+        if box[1] is not None:
+            raise UserError(box[1])
         return box[0]
 
     def seed_step(self, seed, step):
@@ -84,11 +91,11 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def start(device="auto", dtype="auto", seed=1337, timeout_s=300):
+def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=False):
     """Settle the device, dtype and ranks of this process and seed torch. Raises `UserError` where one isn't there.
 
     Under torchrun (RANK is set) this joins the process group: NCCL between GPUs, gloo between CPUs. `timeout_s` is how
-    long a collective waits for a rank that doesn't come.
+    long a collective waits for a rank that doesn't come; `deterministic` asks CUDA for the same bits each time.
     """
     rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in zip(RANK_VARIABLES, (0, 0, 1), strict=True))
     device = pick_device(device, local_rank)
@@ -96,6 +103,10 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cuda.enable_mem_efficient_sdp(False)  # float32's fast attention has no such backward
     elif device.type == "cpu":
         keep_freed_memory()
     if world_size > 1:
@@ -140,6 +151,12 @@ def pick_dtype(name, device):
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch: float32 is always right
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
+
+
+def is_lost_rank(error):
+    """Whether a RuntimeError says that another rank died, hangs or can't be reached."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def is_out_of_memory(error):

@@ -9,6 +9,8 @@ from typing import Literal
 
 from errors import UserError
 
+ZSCORES = ("skip_loss_zscore", "skip_norm_zscore")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -70,6 +72,10 @@ class TrainConfig:
     """train on the first batch alone: the first check of a changed model"""
     max_bad_steps: int = 5
     """stop after so many steps in a row whose loss or gradient is not finite"""
+    skip_loss_zscore: float = 0.0
+    """skip an update whose loss lies so many standard deviations above the last 128 steps'; 0: never"""
+    skip_norm_zscore: float = 0.0
+    """the same for the gradient's norm"""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to train"""
@@ -81,6 +87,8 @@ class TrainConfig:
     """torch.compile's backend"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, more time, same losses"""
+    deterministic: bool = False
+    """CUDA: the same bits each time, at some cost in speed (a CPU gives them anyway)"""
     dist_timeout: int = 300
     """seconds that a rank waits for the others"""
 
@@ -102,12 +110,23 @@ class TrainConfig:
     """steps between checkpoints; 0: only at the end"""
     keep_last: int = 3
     """checkpoints kept, beside the best by validation loss; 0: all"""
+    on_checkpoint_error: Literal["continue", "stop"] = "continue"
+    """when a checkpoint can't be written (a full disk): go on without it, or stop"""
 
     def check(self):
         """Raise `UserError` for a value that no run could use."""
-        for name in ("B", "T", "total_batch_size", "max_steps", "val_tokens", "num_samples", "sample_tokens"):
+        for name in (
+            "B",
+            "T",
+            "total_batch_size",
+            "max_steps",
+            "val_tokens",
+            "num_samples",
+            "sample_tokens",
+            "max_bad_steps",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr"):
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr", *ZSCORES):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("log_interval", "val_interval", "sample_interval", "checkpoint_interval"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "steps, or 0 for never")

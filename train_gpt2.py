@@ -7,7 +7,10 @@ Tokens on disk → batches → `GPT` → loss → optimizer → checkpoint and l
 """
 
 import dataclasses
+import functools
 import math
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -24,8 +27,10 @@ from dataloader import TrainLoader, validation_batches
 from errors import UserError, command
 from loss import IGNORE
 from optimizer import build_optimizers
-from run_setup import build_model, claim_log_dir, describe_run, open_run_data, print_banner, wrap_model
+from outliers import OutlierDetector
+from run_setup import build_model, check_resume, claim_log_dir, describe_run, open_run_data, print_banner, wrap_model
 from sample import sample_texts
+from stop import StopRequest
 from tokenizer import get_tokenizer
 from train_config import TrainConfig
 
@@ -33,29 +38,37 @@ from train_config import TrainConfig
 @command
 def main(argv=None):
     cfg = configure(TrainConfig, argv)
-    rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout)
+    rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
     cfg.check_batch(rt.world_size)
     try:
-        Trainer(cfg, rt).run()
-    except RuntimeError as error:
-        if not runtime.is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"out of memory on {rt.device}: lower B (now {cfg.B}; total_batch_size stays, in more micro-steps),"
-            " lower T, or set --activation_checkpointing"
-        ) from error
-    finally:
+        with StopRequest(rt.print) as stop:
+            Trainer(cfg, rt, stop).run()
+    except UserError:
         rt.stop()
+        raise
+    except RuntimeError as error:
+        if runtime.is_out_of_memory(error):
+            raise UserError(
+                f"out of memory on {rt.device}: lower B (now {cfg.B}; total_batch_size stays, in more micro-steps),"
+                " lower T, or set --activation_checkpointing"
+            ) from error
+        if rt.world_size > 1 and runtime.is_lost_rank(error):
+            print(f"error: rank {rt.rank} lost another rank ({error}); go on with --resume", file=sys.stderr)
+            os._exit(1)  # without the goodbyes that would wait for that rank
+        raise
+    rt.stop()
 
 
 class Trainer:
     """One run: everything that a step needs, set up once, and the loop."""
 
-    def __init__(self, cfg, rt):
-        self.cfg, self.rt = cfg, rt
+    def __init__(self, cfg, rt, stop):
+        self.cfg, self.rt, self.stop = cfg, rt, stop
         state = claim_log_dir(cfg, rt)
         data = open_run_data(cfg, rt)
-        self.raw_model = build_model(cfg, rt, data.tokens)
+        if state is not None:
+            check_resume(cfg, state, data)
+        self.raw_model = build_model(cfg, rt, data.tokens, state)
         self.eval_model, self.train_model = wrap_model(self.raw_model, cfg, rt)
         self.val_windows = data.val
         self.loader = TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size)
@@ -67,8 +80,11 @@ class Trainer:
         self.tokenizer = tokenizer_for_samples(cfg, rt, self.tokenizer_name)
         self.peak_flops = budget.peak_flops(rt.device, rt.dtype) * rt.world_size
         self.step = 0  # updates made
-        self.val_loss = None  # the last validation's
-        self.bad_steps = 0  # skipped in a row
+        self.val_loss = self.val_step = None  # the last validation's, and of the weights after how many updates
+        self.best = None  # (validation loss, step) of the best checkpoint
+        self.bad_steps = self.skipped = 0  # without a finite gradient, in a row; updates skipped in all
+        self.outliers = [OutlierDetector(cfg.skip_loss_zscore), OutlierDetector(cfg.skip_norm_zscore)]
+        self.stopping = False  # all ranks have agreed to stop
         if state is not None:
             self.load_state_dict(state)
         self.start_step = self.step
@@ -83,17 +99,16 @@ class Trainer:
         self.run_start = self.clock = time.perf_counter()
         while True:
             last = self.step >= cfg.max_steps
-            if last or self.step == 0 or due(self.step, cfg.val_interval):
-                self.validate()
-            if due(self.step, cfg.sample_interval) or (last and cfg.sample_interval):
-                self.sample()
-            if last or (due(self.step, cfg.checkpoint_interval) and self.step > self.start_step):
+            if not self.stopping:
+                self.evaluate(last)
+            if last or self.stopping or (due(self.step, cfg.checkpoint_interval) and self.step > self.start_step):
                 self.save()
-            if last:
+            if last or self.stopping:
                 break
             self.update()
             self.step += 1
-        self.rt.print(f"done after {self.step} steps: {cfg.log_dir} holds the log, the plot and the checkpoints")
+        how = f"stopped on request after {self.step} steps, go on with --resume" if self.stopping else "done"
+        self.rt.print(f"{how}: {cfg.log_dir} holds the log, the plot and the checkpoints")
 
     def update(self):
         """One step: the gradient of the mean loss over total_batch_size tokens, clipped and applied."""
@@ -113,22 +128,32 @@ class Trainer:
             mean_loss += loss.detach()
         self.optimizers.unscale(self.scaler)
         norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), cfg.grad_clip or math.inf)
-        mean_loss = rt.sum(mean_loss) / rt.world_size
-        loss, norm = torch.stack((mean_loss, norm)).tolist()  # the step's one wait for the device
-        if math.isfinite(loss) and math.isfinite(norm):
+        stop = torch.full_like(mean_loss, self.stop.requested)  # ranks agree on stopping by the way
+        mean_loss, stop = rt.sum(torch.stack((mean_loss, stop))) / rt.world_size
+        loss, norm, stop = torch.stack((mean_loss, norm, stop)).tolist()  # the step's one wait for the device
+        self.stopping = stop > 0
+        if self.is_good(loss, norm):
             self.optimizers.step(self.scaler)
-            self.bad_steps = 0
-        else:
-            self.refuse_update(loss, norm)
         self.scaler.update()
         self.optimizers.zero_grad()
         self.report(loss, lr, norm)
 
-    def refuse_update(self, loss, norm):
-        """Skip a step whose loss or gradient isn't finite; a few in a row end the run."""
+    def is_good(self, loss, norm):
+        """Whether the update is to be applied: loss and gradient are finite and, if asked, like those before.
+
+        The same on every rank, since loss and norm are. A few steps in a row that aren't finite end the run.
+        """
+        unlike = [outliers.is_outlier(value) for outliers, value in zip(self.outliers, (loss, norm), strict=True)]
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite and not any(unlike):
+            self.bad_steps = 0
+            return True
+        self.skipped += 1
         searching = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1
-        self.bad_steps += not searching  # float16's scaler finds its scale by overflowing
-        self.rt.print(f"step {self.step}: loss {loss}, gradient norm {norm}: update skipped")
+        self.bad_steps += not (finite or searching)  # float16's scaler finds its scale by overflowing
+        self.rt.print(f"step {self.step}: loss {loss:.4f}, gradient norm {norm:.2f}: update skipped")
+        if self.rt.master:
+            self.log.write(self.step, skipped=self.skipped)
         if self.bad_steps >= self.cfg.max_bad_steps:
             found = checkpoint.list_checkpoints(self.cfg.log_dir)
             good = f"the last checkpoint is {found[max(found)]}" if found else "no checkpoint was written yet"
@@ -136,6 +161,7 @@ class Trainer:
                 f"stopped at step {self.step}: no finite loss and gradient for {self.bad_steps} steps; {good}; lower"
                 f" max_lr (now {self.cfg.max_lr}), or look for what broke the model with --overfit_batch"
             )
+        return False
 
     def report(self, loss, lr, norm):
         """The step's line on the screen and its values in the log."""
@@ -153,6 +179,13 @@ class Trainer:
 
     # What follows happens between steps: it changes nothing that training depends on, nor counts as its time.
 
+    def evaluate(self, last):
+        """What is due of validation and samples. A request to stop cuts it short; a resumed run does it again."""
+        if last or self.step == 0 or due(self.step, self.cfg.val_interval):
+            self.validate()
+        if not self.stopping and self.cfg.sample_interval and (last or due(self.step, self.cfg.sample_interval)):
+            self.sample()
+
     @torch.no_grad()
     def validate(self):
         """Mean loss over the first val_tokens of the validation split: the same tokens each time."""
@@ -161,17 +194,24 @@ class Trainer:
         batches = validation_batches(self.val_windows, cfg.B, cfg.val_tokens, rt.rank, rt.world_size)
         sums = []
         for x, y in tqdm(batches, "validation", disable=not rt.master, leave=False, delay=2, unit=" batches"):
+            if self.stop.requested:
+                break
             with rt.autocast():
                 losses = self.eval_model(rt.to_device(x), rt.to_device(y), reduction="none")
             sums.append(torch.stack((losses.sum(), (y != IGNORE).sum().to(losses))))
-        loss, count = rt.sum(torch.stack(sums).sum(0)).tolist()
         self.raw_model.train()
-        self.val_loss = loss / count
+        stop = torch.tensor([0.0, 0.0, self.stop.requested], device=rt.device)
+        stop[:2] += sum(sums)
+        loss, count, stop = rt.sum(stop).tolist()
+        self.stopping = stop > 0
+        if self.stopping:
+            return
+        self.val_loss, self.val_step = loss / count, self.step
         rt.print(f"validation loss: {self.val_loss:.4f}")
         if rt.master:
             self.log.write(self.step, val=self.val_loss)
             if self.step:
-                plot.plot_runs([cfg.log_dir], Path(cfg.log_dir) / "plot.png")
+                self.try_to_write(Path(cfg.log_dir) / "plot.png", functools.partial(plot.plot_runs, [cfg.log_dir]))
         self.restart_clock()
 
     def sample(self):
@@ -185,9 +225,30 @@ class Trainer:
         self.restart_clock()
 
     def save(self):
-        if self.rt.master:
-            checkpoint.save(checkpoint.path_of(self.cfg.log_dir, self.step), self.state_dict())
+        """Write a checkpoint; then those go that are neither among the last few nor the best."""
+        if self.val_step == self.step and (self.best is None or self.val_loss < self.best[0]):
+            self.best = (self.val_loss, self.step)
+        if not self.rt.from_master(self.write_checkpoint) and self.cfg.on_checkpoint_error == "stop":
+            raise UserError(
+                f"stopped at step {self.step}, whose checkpoint could not be written: free space, then --resume"
+            )
         self.restart_clock()
+
+    def write_checkpoint(self):
+        path = checkpoint.path_of(self.cfg.log_dir, self.step)
+        written = self.try_to_write(path, lambda path: checkpoint.save(path, self.state_dict()))
+        if written:
+            checkpoint.prune(self.cfg.log_dir, self.cfg.keep_last, self.best and self.best[1])
+        return written
+
+    def try_to_write(self, path, write):
+        """Whether `write(path)` went well: a full disk ends no run, and what was written before stays as it was."""
+        try:
+            write(path)
+        except OSError as error:
+            self.rt.print(f"warning: {path} could not be written ({error.strerror}); earlier files are as they were")
+            return False
+        return True
 
     def restart_clock(self):
         """The next step's time begins now, on every rank."""
@@ -204,19 +265,27 @@ class Trainer:
             "train_config": dataclasses.asdict(self.cfg),
             "step": self.step,
             "val_loss": self.val_loss,
+            "val_step": self.val_step,
+            "best": self.best,
             "optimizer": self.optimizers.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": {"seed": self.cfg.seed},  # every draw is a function of seed, step and rank: Runtime.seed_step
             "bad_steps": self.bad_steps,
+            "skipped": self.skipped,
+            "outliers": [outliers.state_dict() for outliers in self.outliers],
+            "train_windows": len(self.loader.windows),
         }
 
     def load_state_dict(self, state):
-        self.raw_model.load_state_dict(state["model"])
+        """All but the model, which `build_model` has already filled."""
         self.optimizers.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
-        self.step, self.val_loss, self.bad_steps = state["step"], state["val_loss"], state["bad_steps"]
+        for outliers, saved in zip(self.outliers, state["outliers"], strict=True):
+            outliers.load_state_dict(saved)
+        for name in ("step", "val_loss", "val_step", "best", "bad_steps", "skipped"):
+            setattr(self, name, state[name])
 
 
 def tokenizer_for_samples(cfg, rt, name):

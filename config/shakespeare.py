@@ -16,12 +16,12 @@ block_size = T = 128
 B = 16
 total_batch_size = B * T
 
-max_steps = 750
+max_steps = 700
 warmup_steps = 30
 optimizer = "muon"
-max_lr = 6e-3
-min_lr = 6e-5
-weight_decay = 0.3
+max_lr = 7e-3
+min_lr = 7e-5
+weight_decay = 0.5
 beta2 = 0.98
 val_interval = 250
 sample_interval = 250

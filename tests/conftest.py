@@ -11,6 +11,7 @@ import pytest
 import runtime
 from configurator import configure
 from shards import shard_name, write_meta, write_shard
+from stop import StopRequest
 from train_config import TrainConfig
 from train_gpt2 import Trainer
 
@@ -70,7 +71,7 @@ def make_trainer(corpus, tmp_path):
         cfg = configure(TrainConfig, as_flags(settings))
         rt = runtime.start(cfg.device, cfg.dtype, cfg.seed)
         cfg.check_batch(rt.world_size)
-        return Trainer(cfg, rt)
+        return Trainer(cfg, rt, StopRequest())
 
     return make
 

@@ -1,0 +1,28 @@
+"""A small GPT learns to write Python from Python's own standard library, byte by byte, in about a minute and a half on
+two CPU cores. `make quickstart` prepares the data, trains this, and shows samples and the loss plot.
+"""
+
+data_dir = "data/stdlib"
+log_dir = "log/quickstart"
+
+n_layer = 4
+n_head = 4
+n_embd = 192
+block_size = T = 256
+B = 8
+total_batch_size = B * T
+
+max_steps = 1100
+warmup_steps = 30
+optimizer = "muon"
+max_lr = 6e-3
+min_lr = 6e-5
+beta2 = 0.98
+val_interval = 250
+val_tokens = 64 * T
+sample_interval = 250
+sample_prompt = "def "
+sample_tokens = 160
+num_samples = 2
+checkpoint_interval = 250
+compile = False  # compiling takes as long as training
