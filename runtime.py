@@ -112,10 +112,23 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
     if world_size > 1:
         if device.type == "mps":
             raise UserError("--device mps runs in one process; start it with plain python, or use --device cpu")
-        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), device_id=device_id)
+        join_process_group(device, datetime.timedelta(seconds=timeout_s))
     torch.manual_seed(seed)
     return Runtime(device, dtype, rank, world_size)
+
+
+def join_process_group(device, timeout):
+    """Meet the other ranks: NCCL between GPUs, gloo between CPUs.
+
+    A group that torchrun restarts may meet in the same store as the one before it, where that one's addresses still
+    stand; a prefix of its own keeps them apart.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore("restart " + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+    )
 
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # set by torchrun

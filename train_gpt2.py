@@ -53,7 +53,8 @@ def main(argv=None):
                 " lower T, or set --activation_checkpointing"
             ) from error
         if rt.world_size > 1 and runtime.is_lost_rank(error):
-            print(f"error: rank {rt.rank} lost another rank ({error}); go on with --resume", file=sys.stderr)
+            reason = str(error).split(". ")[0]
+            print(f"error: rank {rt.rank} lost another rank ({reason}); go on with --resume", file=sys.stderr)
             os._exit(1)  # without the goodbyes that would wait for that rank
         raise
     rt.stop()
