@@ -11,6 +11,7 @@ only weights; and of llm.c it takes a debug state too, which holds a port's logi
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,7 @@ class Settings:
     """Write a model in another program's format, or compare it with another model."""
 
     source: tyro.conf.Positional[str] = ""
-    """a model: gpt2 … gpt2-xl, a folder, a checkpoint, an llm.c file (llmc-tokenizer: gpt2 or byte; llmc-hellaswag:
-    HellaSwag's .jsonl)"""
+    """a model: gpt2 … gpt2-xl, a folder, a checkpoint, an llm.c file; or a tokenizer's name, or HellaSwag's .jsonl"""
     to: Literal["hf", "llmc", "llmc-bf16", "llmc-tokenizer", "llmc-hellaswag"] | None = None
     """format to write: a folder for Hugging Face, or one of llm.c's files"""
     out: str | None = None
@@ -61,36 +61,40 @@ def main(argv=None):
         raise UserError("say what to do: --to hf|llmc|llmc-bf16 --out PATH, or --check OTHER")
     if settings.debug_state and settings.to not in ("llmc", "llmc-bf16"):
         raise UserError("--debug_state goes with --to llmc or --to llmc-bf16")
+    try:
+        sys.exit(run(settings))
+    except OSError as error:
+        raise UserError(f"{error.filename or settings.out}: {error.strerror or error}") from error
+
+
+def run(settings):
+    """Do what was asked; the exit code."""
     if settings.to is not None:
         require_free(settings.out)
     if settings.to == "llmc-tokenizer":
         tokenizer = get_tokenizer(settings.source)
         llmc.write_tokenizer(settings.out, tokenizer)
         print(f"{settings.out}: {tokenizer.vocab_size:,} tokens of {tokenizer.name}")
-    elif settings.to == "llmc-hellaswag":
+        return 0
+    if settings.to == "llmc-hellaswag":
         count = llmc.write_eval(settings.out, read_hellaswag(settings.source))
         print(f"{settings.out}: {count:,} examples")
-    else:
-        loaded = weights.load_model(settings.source)
-        size = sum(tensor.numel() for tensor in weights.tensors_of(loaded.model).values())
-        print(f"{loaded.source}: {size:,} parameters, tokenizer {loaded.tokenizer or 'unknown'}")
-        if settings.to is not None:
-            export(loaded, settings)
-        if settings.check is not None:
-            sys.exit(check(loaded.model, settings.check, settings.tolerance))
+        return 0
+    loaded = weights.load_model(settings.source)
+    size = sum(tensor.numel() for tensor in weights.tensors_of(loaded.model).values())
+    print(f"{loaded.source}: {size:,} parameters, tokenizer {loaded.tokenizer or 'unknown'}")
+    if settings.to is not None:
+        export(loaded, settings)
+    return 0 if settings.check is None else check(loaded.model, settings.check, settings.tolerance)
 
 
 def require_free(out):
     """Raise `UserError` unless `out` can be written without touching what is there; make its folder."""
     if out is None:
         raise UserError("--out PATH is missing: where to write")
-    path = Path(out)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if os.path.lexists(out):
         raise UserError(f"{out} is there already; name another --out, or move it away")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: {error.strerror}") from error
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
 
 
 def export(loaded, settings):
@@ -134,18 +138,15 @@ def debug_batch(config, shard):
 def read_hellaswag(path):
     """Yield (label, context ids, [ids of each ending]) of each line of HellaSwag's .jsonl, in GPT-2's tokens."""
     encode = get_tokenizer("gpt2").encode
-    try:
-        with open(path, encoding="utf-8") as f:
-            for number, line in enumerate(tqdm(f, unit="ex", desc="encoding", leave=False), 1):
-                try:
-                    example = json.loads(line)
-                    endings = [encode(" " + ending) for ending in example["endings"]]
-                    yield int(example["label"]), encode(example["ctx"]), endings
-                except (ValueError, KeyError, TypeError) as error:
-                    wanted = "expected JSON with ctx, endings and label"
-                    raise UserError(f"{path}, line {number}: {wanted} ({type(error).__name__}: {error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(tqdm(f, unit="ex", desc="encoding", leave=False), 1):
+            try:
+                example = json.loads(line)
+                endings = [encode(" " + ending) for ending in example["endings"]]
+                yield int(example["label"]), encode(example["ctx"]), endings
+            except (ValueError, KeyError, TypeError) as error:
+                wanted = "expected JSON with ctx, endings and label"
+                raise UserError(f"{path}, line {number}: {wanted} ({type(error).__name__}: {error})") from error
 
 
 def check(model, other, tolerance):

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,23 +137,29 @@ def tensors_of(model):
 
 def download(name):
     """The folder in the hub's cache with the config and weights of `name`, fetched if they aren't there yet."""
-    from huggingface_hub import hf_hub_download  # here, so that nothing else waits for it
+    import huggingface_hub as hub  # here, so that nothing else waits for it
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    def folder(repo, **options):
+        paths = [hub.hf_hub_download(repo, f, **options) for f in ("config.json", "model.safetensors")]
+        return os.path.dirname(paths[0])
+
+    repos = (f"openai-community/{name}", name)  # older caches and mirrors know the short name
+    for repo in repos:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return folder(repo, local_files_only=True)  # these weights never change: no look at the network
     failures = []
-    for cached in (True, False):  # these weights never change: what is there needs no look at the network
-        for repo in (f"openai-community/{name}", name):  # older caches and mirrors know the short name
-            try:
-                paths = [
-                    hf_hub_download(repo, f, local_files_only=cached) for f in ("config.json", "model.safetensors")
-                ]
-                return os.path.dirname(paths[0])
-            except Exception as error:  # the hub's errors and those of the network below it are of many kinds
-                failures.append(error)
-    reason = str(failures[2]).strip().splitlines()[0]  # the first answer that came from the network
+    for repo in repos:
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(repo, "config.json"))  # fails at once; a download retries for long
+            return folder(repo)
+        except Exception as error:  # the hub's errors and those of the network below it are of many kinds
+            failures.append(error)
+    reason = str(failures[0]).strip().splitlines()[0]
     raise UserError(
         f"{name} could not be loaded ({reason}). Without a network: set HF_ENDPOINT to a mirror, or HF_HOME to a cache"
         " copied from a machine that has it, or name a folder"
-    ) from failures[2]
+    ) from failures[0]
 
 
 def read_hugging_face(folder, source, dropout):
@@ -228,27 +235,23 @@ def save_hugging_face(model, tokenizer, folder):
     """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` has the same model.
 
     It appears under its name only when whole. Returns what is missing, in words, or None: the GPT-2 tokenizer's files
-    are left out where the vocabulary can't be had. Raises `UserError` where something is there already.
+    are left out where the vocabulary can't be had. Raises `OSError` where it can't be written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name another --out, or move it away")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
         tensors = {n: t.T if n.endswith(CONV1D) else t for n, t in tensors_of(model).items()}
         tensors = {n: t.contiguous().clone() for n, t in tensors.items()}  # a slice would be saved with all its padding
         safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "config.json", hugging_face_config(model.config, tokenizer))
         write_json(temporary / "generation_config.json", end_of_text(tokenizer))
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
         missing = save_gpt2_tokenizer(temporary, model.config.block_size) if tokenizer == "gpt2" else None
         temporary.replace(folder)
         flush_folder(folder.parent)
     finally:
-        for left in temporary.glob("*"):
-            left.unlink()
-        if temporary.exists():
-            temporary.rmdir()
+        shutil.rmtree(temporary, ignore_errors=True)
     return missing
 
 
