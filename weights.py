@@ -329,10 +329,10 @@ def read_torch_file(path):
         with torch.serialization.safe_globals([(ForeignConfig, "__main__.GPTConfig")]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged archives and unwelcome pickles raise many kinds
-        asked = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.\w+)", str(error))
+        asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
         if asked:
-            raise UserError(f"{path} was refused: its pickle asks for {asked[1]}, and it could run any code") from error
-        raise UserError(f"{path} is damaged or cut short ({str(error).splitlines()[0]}); fetch it anew") from error
+            raise UserError(f"{path} was refused: its pickle asks for {asked[1]}, which could run any code") from error
+        raise UserError(f"{path} is damaged or cut short ({type(error).__name__}); fetch it anew") from error
 
 
 def read_checkpoint(path, dropout):
