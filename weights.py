@@ -338,7 +338,7 @@ def read_torch_file(path):
 def read_checkpoint(path, dropout):
     """A checkpoint of ours (its archive ends with a checksum), else of nanoGPT or build-nanogpt."""
     if is_ours(path):
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, mmap=True)  # the optimizer's two thirds are never read
         config = make_config(state["model_config"], dropout, path)
         tensors = without_padding(state["model"], config)
         return Loaded(build(config, tensors, path), state["tokenizer"], f"{path} (step {state['step']})")

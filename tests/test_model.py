@@ -159,12 +159,10 @@ def test_cache_equals_the_full_forward_for_rows_of_different_lengths():
     model = tiny().eval()
     rows = [ids(length + 5, seed=length) for length in (3, 7, 1)]
     lengths = torch.tensor([len(row) - 5 for row in rows])
-    prompts = torch.zeros(3, 7, dtype=torch.long)  # padded on the right
-    for b, row in enumerate(rows):
-        prompts[b, : lengths[b]] = row[: lengths[b]]
-    cache = KVCache(model.config, 3, 16, torch.device("cpu"), torch.float32)
-    found = [model.logits(model.hidden(prompts, cache))[range(3), lengths - 1]]  # (3, V) each
-    cache.pos.copy_(lengths)
+    padding = 7 - lengths  # on the left
+    prompts = torch.stack([torch.cat([ids(pad), row[:-5]]) for pad, row in zip(padding.tolist(), rows, strict=True)])
+    cache = KVCache(model.config, 3, 12, torch.device("cpu"), torch.float32, padding=padding)
+    found = [model.logits(model.hidden(prompts, cache))[:, -1]]  # (3, V) each
     for step in range(5):
         new = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])[:, None]  # (3, 1)
         found.append(model.logits(model.hidden(new, cache))[:, 0])
