@@ -61,6 +61,10 @@ def main(argv=None):
         raise UserError("say what to do: --to hf|llmc|llmc-bf16 --out PATH, or --check OTHER")
     if settings.debug_state and settings.to not in ("llmc", "llmc-bf16"):
         raise UserError("--debug_state goes with --to llmc or --to llmc-bf16")
+    if settings.shard is not None and not settings.debug_state:
+        raise UserError("--shard goes with --debug_state")
+    if settings.check is not None and settings.to in ("llmc-tokenizer", "llmc-hellaswag"):
+        raise UserError(f"--check compares models, --to {settings.to} is about none")
     try:
         sys.exit(run(settings))
     except OSError as error:
@@ -155,7 +159,7 @@ def check(model, other, tolerance):
         lines, parted = parity.report_state(model, llmc.read_debug_state(other, model.config), tolerance)
     else:
         by_transformers = other in weights.PRETRAINED or Path(other).is_dir()
-        theirs = weights.run_by_transformers(other) if by_transformers else weights.load_model(other).model
+        theirs = parity.run_by_transformers(other) if by_transformers else weights.load_model(other).model
         config = model.config
         shape = (1, config.block_size)  # one row that reaches every position
         idx = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1337))

@@ -16,6 +16,21 @@ from model import GPT
 LISTED = 10  # differing tensors that are shown
 
 
+def run_by_transformers(name):
+    """The model in a folder (or called `name`) as `transformers` itself computes it, to compare ours with."""
+    folder = weights.download(name) if name in weights.PRETRAINED else name
+    with weights.quiet_transformers() as transformers:
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager"
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{name} could not be loaded by transformers ({str(error).splitlines()[0]})") from error
+    if model.config.model_type != "gpt2":
+        raise UserError(f"{name} is a {model.config.model_type}, expected a gpt2")
+    return model.eval()
+
+
 @dataclass(frozen=True)
 class Gap:
     """How far two tensors of the same shape are apart."""

@@ -34,13 +34,11 @@ BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that older code sa
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight")  # the tensors with a row an id
 TOKENIZER_OF_VOCAB = {50257: "gpt2", 257: "byte"}
 SHAPE_FIELDS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
-GPT2_VOCABULARY = {  # as OpenAI published it: the file that Hugging Face knows, its address and its SHA-256
+GPT2_VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # also tiktoken's cache key
+GPT2_VOCABULARY = {  # Hugging Face's name for each file, OpenAI's, and its SHA-256
     "vocab.json": ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     "merges.txt": ("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 }
-GPT2_VOCABULARY_URL = (
-    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's, and its cache key
-)
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,24 @@ def build(config, tensors, source):
         raise UserError(f"{source}: its lm_head.weight differs from transformer.wte.weight; in GPT-2 they are one")
     with torch.device("meta"):
         model = GPT(config)  # no memory touched and no random numbers drawn for weights that come from a file
+    require_shapes(tensors, {name: tensor.shape for name, tensor in tensors_of(model).items()}, source)
     model.to_empty(device="cpu")
     model.lm_head.weight = model.transformer.wte.weight  # to_empty makes two of the tied ones
-    targets = dict(model.named_parameters())
-    targets["transformer.wte.weight"] = targets["transformer.wte.weight"].zero_()[: config.vocab_size]
-    for name in sorted(targets.keys() | tensors.keys()):
+    model.transformer.wte.weight[config.vocab_size :] = 0
+    for name, target in tensors_of(model).items():
+        target.copy_(tensors[name])
+    return model.eval()
+
+
+def require_shapes(tensors, shapes, source):
+    for name in sorted(shapes.keys() | tensors.keys()):
         if name not in tensors:
             raise UserError(f"{source} holds no tensor {name}")
-        if name not in targets:
+        if name not in shapes:
             raise UserError(f"{source} holds a tensor {name}, which a GPT-2 of its config doesn't have")
-        if tensors[name].shape != targets[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, its config says {tuple(targets[name].shape)}"
-            raise UserError(f"{source}: {name} has shape {shapes}")
-        targets[name].copy_(tensors[name])
-    return model.eval()
+        if tensors[name].shape != shapes[name]:
+            found, expected = tuple(tensors[name].shape), tuple(shapes[name])
+            raise UserError(f"{source}: {name} has shape {found}, its config says {expected}")
 
 
 def tensors_of(model):
@@ -196,17 +198,24 @@ HUGGING_FACE_SETTINGS = {  # what our model computes, the usual value first
 
 def read_tensor_files(folder):
     """All tensors of a folder, from safetensors if it has them, else from pickles; in one file or in several."""
-    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch_file)):
+    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled_tensors)):
         path, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
         if path.exists():
             return read(path)
         if index.exists():
             try:
                 files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
                 raise UserError(f"{index} can't be read ({error})") from error
             return {k: v for file in sorted(files) for k, v in read(Path(folder) / os.path.basename(file)).items()}
     raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+
+
+def read_pickled_tensors(path):
+    tensors = read_torch_file(path)
+    if not is_tensors(tensors):
+        raise UserError(f"{path} is no model: expected a dict of tensors by name")
+    return tensors
 
 
 def read_safetensors(path):
@@ -220,7 +229,9 @@ def plain_names(tensors):
     """Tensors under GPT-2's names: wrappers' prefixes off, `transformer.` on where it lacks, old buffers out."""
     plain = {}
     for name, tensor in tensors.items():
-        bare = re.sub(r"^(module\.|transformer\.)+", "", name.replace("_orig_mod.", ""))  # of DDP and torch.compile
+        bare = re.sub(
+            r"^(module\.|transformer\.)+", "", str(name).replace("_orig_mod.", "")
+        )  # of DDP and torch.compile
         if not bare.endswith(BUFFERS):
             plain[bare if bare.startswith("lm_head.") else f"transformer.{bare}"] = tensor
     return plain
@@ -279,30 +290,15 @@ def save_gpt2_tokenizer(folder, block_size):
     from tiktoken.load import read_file_cached
 
     try:
-        get_tokenizer("gpt2")
+        get_tokenizer("gpt2")  # explains itself where the vocabulary isn't there
+        for name, (remote, sha256) in GPT2_VOCABULARY.items():
+            (folder / name).write_bytes(read_file_cached(GPT2_VOCABULARY_URL + remote, sha256))
     except UserError as error:
         return f"the tokenizer's files: {error}"
-    for name, (remote, sha256) in GPT2_VOCABULARY.items():
-        (folder / name).write_bytes(read_file_cached(GPT2_VOCABULARY_URL + remote, sha256))
     with quiet_transformers() as transformers:
         tokenizer = transformers.GPT2Tokenizer.from_pretrained(folder, model_max_length=block_size)
         tokenizer.save_pretrained(folder)  # adds tokenizer.json and tokenizer_config.json
     return None
-
-
-def run_by_transformers(name):
-    """The model in a folder (or called `name`) as `transformers` itself computes it, to compare ours with."""
-    folder = download(name) if name in PRETRAINED else name
-    with quiet_transformers() as transformers:
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager"
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{name} could not be loaded by transformers ({str(error).splitlines()[0]})") from error
-    if model.config.model_type != "gpt2":
-        raise UserError(f"{name} is a {model.config.model_type}, expected a gpt2")
-    return model.eval()
 
 
 @contextlib.contextmanager
@@ -311,13 +307,15 @@ def quiet_transformers():
     import transformers
 
     level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         yield transformers
     finally:
         transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 # torch.save files -----------------------------------------------------------------------------------------------------
@@ -343,11 +341,16 @@ def read_checkpoint(path, dropout):
         tensors = without_padding(state["model"], config)
         return Loaded(build(config, tensors, path), state["tokenizer"], f"{path} (step {state['step']})")
     state = read_torch_file(path)
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+    if not isinstance(state, dict) or not is_tensors(state.get("model")):
         raise UserError(f"{path} is not a checkpoint of ours, of nanoGPT or of build-nanogpt")
     if "format_version" in state:
         checkpoint.verify(path)  # one of ours after all, and its checksum is gone: this names the damage
     return read_nanogpt(path, state, dropout)
+
+
+def is_tensors(value):
+    """Whether `value` is {name: tensor}, and not empty."""
+    return isinstance(value, dict) and value != {} and all(isinstance(v, torch.Tensor) for v in value.values())
 
 
 def without_padding(tensors, config):
@@ -368,8 +371,9 @@ def read_nanogpt(path, state, dropout):
     Without biases (nanoGPT's `bias=False`) they are zeros here: the same function. 50304 is the vocabulary of GPT-2
     with 47 rows of padding, which no id ever selects.
     """
-    shape = state.get("model_args") or vars(state.get("config", ForeignConfig()))
-    if not isinstance(shape, dict) or not shape:
+    config = state.get("config")
+    shape = vars(config) if isinstance(config, ForeignConfig) else state.get("model_args")
+    if not isinstance(shape, dict):
         raise UserError(f"{path} holds weights but no config: expected model_args (nanoGPT) or config (build-nanogpt)")
     if shape.get("vocab_size") == 50304:
         shape = shape | {"vocab_size": 50257}

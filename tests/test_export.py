@@ -518,5 +518,7 @@ def test_commands_that_ask_for_nothing_are_refused(trained, tmp_path, capsys):
     assert "say what to do" in mistake(capsys, path)
     assert "--out PATH is missing" in mistake(capsys, path, "--to", "hf")
     assert "--debug_state goes with" in mistake(capsys, path, "--to", "hf", "--out", tmp_path / "x", "--debug_state")
+    assert "--shard goes with --debug_state" in mistake(capsys, path, "--check", path, "--shard", "x.npy")
+    assert "is about none" in mistake(capsys, "byte", "--to", "llmc-tokenizer", "--check", path)
     assert "no such model" in mistake(capsys, tmp_path / "no.pt", "--to", "hf", "--out", tmp_path / "x")
     assert "expected one of" in mistake(capsys, path, "--to", "onnx", "--out", tmp_path / "x")

@@ -188,6 +188,12 @@ def test_damaged_folders_are_refused(folder):
     assert "model.safetensors is damaged" in refused(folder)
     (folder / "model.safetensors").unlink()
     assert "holds no model.safetensors" in refused(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    assert "model.safetensors.index.json can't be read" in refused(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    assert "pytorch_model.bin is no model" in refused(folder)
+    (folder / "pytorch_model.bin").unlink()
     (folder / "config.json").write_text("{")
     assert "config.json can't be read" in refused(folder)
     (folder / "config.json").unlink()
@@ -339,11 +345,12 @@ def test_foreign_files_are_refused(tmp_path):
     for content, words in contents.items():
         path.write_bytes(content)
         assert words in refused(path)
-    for state in ([1, 2], {"weights": torch.zeros(2)}, {"model": torch.zeros(2)}):
+    for state in ([1, 2], {"weights": torch.zeros(2)}, {"model": torch.zeros(2)}, nanogpt_state({"wte.weight": 1})):
         torch.save(state, path)
         assert "is not a checkpoint of ours, of nanoGPT or of build-nanogpt" in refused(path)
-    torch.save({"model": as_nanogpt(hugging_face_model())}, path)
-    assert "holds weights but no config" in refused(path)
+    for config in ({}, {"config": {"n_layer": 2}}):
+        torch.save({"model": as_nanogpt(hugging_face_model())} | config, path)
+        assert "holds weights but no config" in refused(path)
     torch.save(nanogpt_state(as_nanogpt(hugging_face_model()), n_layer="2"), path)
     assert "n_layer = '2', expected an integer" in refused(path)
     hugging_face_model().save_pretrained(tmp_path / "hf")
