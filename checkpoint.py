@@ -48,14 +48,14 @@ def disk_errors():
         raise
 
 
-def load(path):
+def load(path, mmap=False):
     """The state in `path`, on the CPU, after its checksum. Raises `UserError` if it is absent, damaged or foreign.
 
-    Never unpickles anything that could run code.
+    Never unpickles anything that could run code. With `mmap`, a tensor is read when it is looked at.
     """
     verify(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a pickle that asks for more than tensors and plain values
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} was refused: it holds more than tensors and plain values ({reason})") from error

@@ -48,7 +48,7 @@ def configure(cls, argv=None, positional=None):
         show_help(config, positional)
     for name, text in flags:
         config = assign(config, kinds, name, text, f"--{name}")
-    if hasattr(config, "check"):
+    if callable(getattr(config, "check", None)):
         config.check()
     return config
 
