@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -156,15 +155,15 @@ def test_sigterm_to_torchrun_saves_on_all_ranks_together(tmp_path):
 
 def test_a_frozen_rank_stops_the_others_with_a_message(tmp_path):
     corpus = write_corpus(tmp_path / "data")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--shutdown_timeout=2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = start(tmp_path / "log", corpus, "--dist_timeout=3", launcher=launcher)
     lines = wait_for(process, r"^step +3 ")
-    os.kill(worker_pids(process.pid)[1], signal.SIGSTOP)
-    began = time.monotonic()
-    output = "".join(lines) + process.stdout.read()
+    frozen = worker_pids(process.pid)[1]
+    os.kill(frozen, signal.SIGSTOP)
+    wait_for(process, "error: rank 0 lost another rank", lines)  # not after gloo's own half hour
+    os.kill(frozen, signal.SIGKILL)  # torchrun itself would do this after 30 s
+    process.stdout.read()
     assert process.wait(60) != 0
-    assert "rank 0 lost another rank" in output, output
-    assert time.monotonic() - began < 30
 
 
 def test_a_checkpoint_of_two_ranks_resumes_on_one_and_three(tmp_path):
