@@ -53,12 +53,16 @@ class ForeignConfig:
 
 
 def load_model(name, dropout=0.0):
-    """Load `name`: gpt2 … gpt2-xl, a folder in Hugging Face's format, or a file of ours, nanoGPT's or llm.c's.
+    """Load `name`: gpt2 … gpt2-xl, a folder in Hugging Face's format, a file of ours, nanoGPT's or llm.c's, or the
+    newest checkpoint in a run's folder.
 
     Raises `UserError` where it isn't there, can't be read or isn't a GPT-2.
     """
     if name in PRETRAINED:
         return read_hugging_face(download(name), name, dropout)
+    run = checkpoint.list_checkpoints(name)
+    if run:
+        name = str(run[max(run)])
     if os.path.isdir(name):
         return read_hugging_face(name, name, dropout)
     try:

@@ -443,3 +443,11 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path):
     assert failed.stderr.startswith("error: gpt2-xl could not be loaded")
     assert "HF_HOME" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_a_runs_folder_means_its_newest_checkpoint(tmp_path):
+    config = GPTConfig(block_size=8, vocab_size=50, n_layer=1, n_head=1, n_embd=8)
+    for step in (250, 1000):
+        state = {"model": GPT(config).state_dict(), "model_config": asdict(config), "tokenizer": "byte"}
+        checkpoint.save(checkpoint.path_of(tmp_path, step), state | {"step": step})
+    assert "model_01000.pt" in weights.load_model(str(tmp_path)).source
