@@ -91,7 +91,7 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=False):
+def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=False, keep_memory=True):
     """Settle the device, dtype and ranks of this process and seed torch. Raises `UserError` where one isn't there.
 
     Under torchrun (RANK is set) this joins the process group: NCCL between GPUs, gloo between CPUs. `timeout_s` is how
@@ -107,7 +107,7 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True)
             torch.backends.cuda.enable_mem_efficient_sdp(False)  # float32's fast attention has no such backward
-    elif device.type == "cpu":
+    elif device.type == "cpu" and keep_memory:
         keep_freed_memory()
     if world_size > 1:
         if device.type == "mps":
