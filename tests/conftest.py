@@ -1,6 +1,9 @@
 """What many tests need: a tiny corpus on disk, a tiny training run, and the scripts as a user runs them."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models are faster so, and tests run side by side
+
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +102,6 @@ def torchrun(ranks, script, *args, env=None, timeout=180, flags=()):
         text=True,
         timeout=timeout,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, **(env or {})},
         check=False,
     )

@@ -52,7 +52,7 @@ def start(log_dir, corpus, *extra, launcher=(), settings=SETTINGS, env=None):
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1" if launcher else "2", **(env or {})},
+        env={**os.environ, **(env or {})},
         start_new_session=True,
     )
 
