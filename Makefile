@@ -21,6 +21,10 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+torture: .venv/installed-dev  # takes the better part of an hour
+	$(BIN)/python tests/torture_training.py --kills 100 --damages 200
+	$(BIN)/python tests/torture_fineweb.py --kills 20
+
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
