@@ -8,8 +8,6 @@ source's characters is validation.
 """
 
 import functools
-import hashlib
-import json
 import os
 import sysconfig
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from configurator import configure
-from documents import SUFFIXES, Given, cut_file, find_files
+from documents import SUFFIXES, Given, cut_file, find_files, fingerprint
 from errors import UserError, command
 from pipeline import Item, cores, count_characters, in_order, make_shards
 from progress import open_progress, print_summary
@@ -70,7 +68,7 @@ def main(argv=None):
         "tokenizer": settings.tokenizer,
         "format": settings.format,
         "val": settings.val,
-        "files": fingerprint(files),
+        "files": fingerprint([path for paths in files.values() for path in paths]),
     }
     progress = open_progress(out, request, settings.overwrite)
     if progress is None:
@@ -121,12 +119,6 @@ def is_utf8(path):
         return True
     except UnicodeDecodeError:
         return False
-
-
-def fingerprint(files):
-    """Tells whether files are still the ones that were prepared, without reading them."""
-    seen = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for paths in files.values() for path in paths]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def split_source(source, paths, val, workers):
