@@ -7,18 +7,22 @@ Interrupted at any moment, the same command goes on after the last whole shard, 
 worker of a cluster (`--worker I --num_workers N`) is a stretch of the same row of documents.
 """
 
+import concurrent.futures
+import functools
 import math
 import os
 import shutil
 from dataclasses import dataclass
 from typing import Literal
 
+from tqdm import tqdm
+
 import hub
 from configurator import configure
 from documents import cut_file, find_files, fingerprint, is_jsonl, is_parquet, is_remote, open_parquet
 from errors import UserError, command
 from pipeline import Item, cores, make_shards, tokenize
-from progress import SHARD_TOKENS, finish, open_progress, print_summary
+from progress import SHARD_TOKENS, finish, in_words, open_progress, print_summary
 from shards import read_meta
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}
@@ -135,7 +139,9 @@ def make_request(settings, paths):
 def list_files(settings, paths, patience):
     """[[path or url, weight]] in order. The weights say how far into the corpus a file lies: documents or bytes."""
     if paths is None:
-        print(f"asking {hub.endpoint()} for the files of {REPOS[settings.version]} {settings.subset}", flush=True)
+        where = "looking in the cache" if hub.offline() else f"asking {hub.endpoint()}"
+        print(f"{where} for the files of {REPOS[settings.version]} {settings.subset}", flush=True)
+        hub.announce_waits()
         return patience.call(hub.list_data_files, REPOS[settings.version], settings.subset)
     if all(map(is_parquet, paths)):
         return [(path, open_parquet(path).metadata.num_rows) for path in paths]
@@ -153,11 +159,11 @@ def say_plan(progress, corpus, expected):
     need, free = 2 * expected, shutil.disk_usage(progress.out).free
     print(
         f"{len(corpus.parts)} files, about {expected:,} tokens: {math.ceil(expected / progress.shard_tokens)} shards of"
-        f" {progress.shard_tokens:,}, {need / 1e9:.3g} GB in {progress.out}",
+        f" {progress.shard_tokens:,}, {in_words(need)} in {progress.out}",
         flush=True,
     )
     if free < need:
-        print(f"warning: only {free / 1e9:.3g} GB are free there, and it will stop when they are full", flush=True)
+        print(f"warning: only {in_words(free)} are free there, and it will stop when they are full", flush=True)
 
 
 class Corpus:
@@ -169,12 +175,12 @@ class Corpus:
         self.all_parts = cut_row(files, 0, settings.fraction)
         edges = [settings.fraction * (settings.worker + i) / settings.num_workers for i in (0, 1)]
         self.parts = cut_row(files, *edges)
-        self.downloads = {}
+        self.futures, self.received = {}, {}  # by number of the part: where it can be read, bytes that have come
 
     def expected_tokens(self):
         """Tokens of all workers together, if all documents are like the first few."""
         url, start, stop, _ = self.all_parts[0]
-        path = hub.find_copy(url, stream=True) if is_remote(url) else url
+        path = find_copy(url, True)
         piece, share = self.patience.call(lambda: next(cut_file(path, start, stop)))
         tokens = self.patience.call(tokenize, piece, self.settings.tokenizer)
         work = sum(weight for *_, weight in self.all_parts)
@@ -196,20 +202,32 @@ class Corpus:
 
     def locate(self, index):
         """Where to read a part from: a file on disk, or a url, where only a part is wanted or with `--streaming`."""
-        path = self.patience.call(lambda: self.fetch(index).result())
+        name = self.parts[index][0].rpartition("/")[2]
+        with tqdm(unit="B", unit_scale=True, desc=f"fetching {name}", leave=False, delay=0.5) as bar:
+            path = self.patience.call(self.wait_for, index, bar)
         if index + 1 < len(self.parts):
             self.fetch(index + 1)  # comes while this one is tokenized
         return path
 
+    def wait_for(self, index, bar):
+        future = self.fetch(index)
+        while not concurrent.futures.wait([future], timeout=0.2).done:
+            bar.update(self.received.get(index, 0) - bar.n)
+        return future.result()
+
     def fetch(self, index):
         """A future of where part `index` can be read."""
-        future = self.downloads.get(index)
+        future = self.futures.get(index)
         if future is None or (future.done() and future.exception()):
             url, start, stop, _ = self.parts[index]
             stream = self.settings.streaming or (start, stop) != (0.0, 1.0)
-            find = hub.find_copy if is_remote(url) else lambda path, _: path
-            future = self.downloads[index] = hub.in_background(find, url, stream)
+            on_bytes = functools.partial(self.received.__setitem__, index)
+            future = self.futures[index] = hub.in_background(find_copy, url, stream, on_bytes)
         return future
+
+
+def find_copy(path, *args):
+    return hub.find_copy(path, *args) if is_remote(path) else path
 
 
 def cut_row(files, start, stop):

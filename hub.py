@@ -7,12 +7,17 @@ HF_TOKEN, HF_HOME (the cache) and the proxy variables.
 
 import concurrent.futures
 import io
+import logging
 import os
+import re
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from errors import UserError
 
@@ -82,8 +87,6 @@ class Patience:
 
 def count_down(seconds, trouble):
     """Wait, and say so, once a second on a terminal, once in a file."""
-    from tqdm import tqdm
-
     end, terminal = time.monotonic() + seconds, sys.stderr.isatty()
     if not terminal:
         tqdm.write(f"{trouble}; trying again in {seconds:.0f} s", file=sys.stderr)
@@ -107,11 +110,42 @@ def find_trouble(error):
             what = str(cause).strip().splitlines()[0]
             raise UserError(f"the hub answers {status} ({what}); check the name, or set HF_TOKEN") from error
         if status in WORTH_WAITING:
-            return f"the hub answers HTTP {status}" + (" (too many requests)" if status == 429 else "")
+            return busy(status)
         library = type(cause).__module__.partition(".")[0]
         if library in NETWORK_LIBRARIES or isinstance(cause, (ConnectionError, TimeoutError)):
-            return f"no answer from {endpoint()} ({type(cause).__name__}: {' '.join(str(cause).split())[:80]})"
+            reason = textwrap.shorten(f"{type(cause).__name__}: {cause}", 100, placeholder=" …")
+            return f"the connection to {endpoint()} failed ({reason})"
     return None
+
+
+def busy(status):
+    return f"the hub answers HTTP {status}" + (" (too many requests)" if int(status) == 429 else "")
+
+
+class Announcer(logging.Handler):
+    """Shows the waits that `huggingface_hub` makes by itself, as it logs them, like our own."""
+
+    def emit(self, record):
+        text = record.getMessage()
+        if status := re.search(r"HTTP Error (\d+)", text):
+            self.trouble = busy(status[1])
+        elif "thrown while requesting" in text:
+            self.trouble = f"the connection to {endpoint()} failed"
+        elif seconds := re.search(r"(?:Waiting|Retrying in) ([\d.]+)s", text):
+            trouble = getattr(self, "trouble", "the hub does not answer")
+            threading.Thread(target=count_down, args=(float(seconds[1]), trouble), daemon=True).start()
+
+
+def announce_waits():
+    """Put our count-down in the place of the libraries' bars and warnings."""
+    import datasets
+    import huggingface_hub.utils
+
+    huggingface_hub.utils.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    logger = logging.getLogger("huggingface_hub")
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [Announcer()], False
 
 
 def chain(error):
@@ -214,20 +248,30 @@ def cached(url):
     return found if isinstance(found, str) else None
 
 
-def download(url):
-    """Fetch a whole file into the cache. Returns its path."""
+def download(url, on_bytes=lambda count: None):
+    """Fetch a whole file into the cache; `on_bytes` hears how much has come. Returns its path."""
     from huggingface_hub import hf_hub_download
 
+    class Bar(tqdm):
+        def display(self, *args, **kwargs):
+            on_bytes(self.n)
+
     file = HubFile.parse(url)
-    return hf_hub_download(file.repo, file.path, repo_type="dataset", revision=file.revision)
+    return hf_hub_download(file.repo, file.path, repo_type="dataset", revision=file.revision, tqdm_class=Bar)
 
 
-def find_copy(url, stream):
-    """Where to read a file from: the cache, once it is there, or with `stream` the url itself."""
+def fetch(url, patience):
+    """`find_copy`, with a bar and with patience."""
+    with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False) as bar:
+        return patience.call(find_copy, url, on_bytes=lambda count: bar.update(count - bar.n))
+
+
+def find_copy(url, stream=False, on_bytes=lambda count: None):
+    """Where to read a file from: its copy in the cache, fetched if need be, or with `stream` the url itself."""
     found = cached(url)
     if found is None and offline():
         raise not_cached(url)
-    return found or (url if stream else download(url))
+    return found or (url if stream else download(url, on_bytes))
 
 
 def in_background(function, *args):
@@ -303,13 +347,3 @@ def trouble_with_pause(trouble, pause):
     error = NetworkTrouble(trouble)
     error.retry_after = pause  # kept by pickle, like all of an exception's attributes
     return error
-
-
-def quiet():
-    """Silence the libraries' own bars and warnings: we say what there is to say."""
-    import datasets
-    import huggingface_hub.utils
-
-    huggingface_hub.utils.disable_progress_bars()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    datasets.utils.logging.set_verbosity_error()

@@ -71,14 +71,15 @@ def open_progress(out, request, overwrite=False, worker=0, num_workers=1):
         return None
     for path in progress_files(out):
         found = Progress(out, **json.loads(path.read_text(encoding="utf-8")))
-        if found.request != fresh.request:
+        if found.request != fresh.request and not found.shards:
+            path.unlink()  # stopped before it had anything to show
+        elif found.request != fresh.request:
             raise UserError(f"{out} holds the beginning of {difference(found.request, fresh.request)}; {OTHERWISE}")
-        if path == fresh.path:
+        elif path == fresh.path:
             return found
     if not progress_files(out) and (list_shards(out, "train") or list_shards(out, "val")):
         raise UserError(f"{out} already holds shards that were made elsewhere; {OTHERWISE}")
     out.mkdir(parents=True, exist_ok=True)
-    fresh.save()
     return fresh
 
 
@@ -112,6 +113,7 @@ class ShardWriter:
         self.split = None  # of what is in the buffer
         self.skip = progress.skip
         self.since = time.monotonic() - progress.seconds
+        progress.save()  # before the first shard, which without it would look like a whole folder's
 
     def tokens(self):
         """Tokens so far, unwritten ones included."""
@@ -153,10 +155,10 @@ class ShardWriter:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            need = 2 * (self.expected_tokens() - sum(e["tokens"] for e in progress.shards)) / 1e9
-            free = shutil.disk_usage(progress.out).free / 1e9
+            need = 2 * (self.expected_tokens() - sum(entry["tokens"] for entry in progress.shards))
+            free = shutil.disk_usage(progress.out).free
             raise UserError(
-                f"no space left for {path}: about {need:.3g} GB are needed, {free:.3g} GB are free;"
+                f"no space left for {path}: about {in_words(need)} more are needed, {in_words(free)} are free;"
                 f" {len(progress.shards)} finished shards stay good. Make room and run the same command again"
             ) from error
 
@@ -193,6 +195,12 @@ def finish(progress):
     for path in paths:
         path.unlink(missing_ok=True)
     return meta
+
+
+def in_words(size):
+    """Bytes, readable."""
+    unit = next(unit for unit in (1e9, 1e6, 1e3) if size >= unit or unit == 1e3)
+    return f"{size / unit:.1f} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB'})[unit]}"
 
 
 def print_summary(meta, out):
