@@ -107,13 +107,13 @@ def find_trouble(error):
             return str(cause)
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in (401, 403, 404):
-            what = str(cause).strip().splitlines()[0]
-            raise UserError(f"the hub answers {status} ({what}); check the name, or set HF_TOKEN") from error
+            url = getattr(cause.response, "url", endpoint())
+            raise UserError(f"{url}: the hub answers {status}; check the name, or set HF_TOKEN") from error
         if status in WORTH_WAITING:
             return busy(status)
         library = type(cause).__module__.partition(".")[0]
         if library in NETWORK_LIBRARIES or isinstance(cause, (ConnectionError, TimeoutError)):
-            reason = textwrap.shorten(f"{type(cause).__name__}: {cause}", 100, placeholder=" …")
+            reason = textwrap.shorten(f"{type(cause).__name__}: {cause}", 80, placeholder=" …")
             return f"the connection to {endpoint()} failed ({reason})"
     return None
 

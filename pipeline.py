@@ -51,16 +51,18 @@ def make_shards(progress, items, workers, name, again=None):
 
 
 def tokenize(piece, tokenizer_name):
-    """The tokens of a piece, end-of-text before each document."""
-    tokenizer = tokenizer_here(tokenizer_name)
-    texts = piece.texts()
+    return tokenize_texts(piece.texts(), tokenizer_here(tokenizer_name), piece.continues)
+
+
+def tokenize_texts(texts, tokenizer, continues=False):
+    """The tokens of documents, end-of-text before each (not before the first where it `continues` another's text)."""
     eot = np.array([tokenizer.eot], dtype=np.uint16)
     arrays = [np.empty(0, np.uint16)]
     for i, text in enumerate(texts):
-        if i > 0 or not piece.continues:
+        if i > 0 or not continues:
             arrays.append(eot)
         arrays.append(tokenizer.encode_array(text))
-    documents = len(texts) - (1 if texts and piece.continues else 0)
+    documents = len(texts) - (1 if texts and continues else 0)
     size = sum(len(text.encode(errors="replace")) for text in texts)
     return Tokens(np.concatenate(arrays).astype(np.uint16), documents, size)
 
