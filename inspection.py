@@ -37,7 +37,8 @@ def inspect(folder):
                     damaged.append(name)
             tokens = data.tokens(split)
             mean = f", {tokens / documents:,.1f} tokens each" if documents else ""
-            tqdm.write(f"{split:>5}: {len(shards):,} shards, {tokens:,} tokens, {documents:,} documents{mean}")
+            counts = f"{counted(len(shards), 'shard')}, {counted(tokens, 'token')}, {counted(documents, 'document')}"
+            tqdm.write(f"{split:>5}: {counts}{mean}")
     print(f"largest id: {data.max_id}")
     for split, shards in data.splits.items():
         ids = shards[0][:SHOWN].tolist()
@@ -46,8 +47,12 @@ def inspect(folder):
         )
     if damaged:
         raise UserError(f"{folder}/{damaged[0]} is not what was written (its checksum differs); make the folder anew")
-    counted = f"all {len(entries)} shards match their checksums"
-    print(counted if ours else "made elsewhere, without checksums: what it holds now is noted in meta.json")
+    whole = "the content matches its checksums"
+    print(whole if ours else "made elsewhere, without checksums: what it holds now is noted in meta.json")
+
+
+def counted(count, noun):
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def read_shard(shard, eot, bar):

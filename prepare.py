@@ -146,30 +146,28 @@ def stdlib_files(folder):
     """
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
     found = []
-    for path in sorted(Path(folder).rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-        parts = path.relative_to(folder).parts
-        generated = path.name.startswith("_sysconfig") or parts[0].startswith("config-")
-        wanted = path.suffix in (".py", ".txt", ".rst", ".md") and not left_out & set(parts) and not generated
-        if wanted and path.is_file() and path.stat().st_size and is_utf8(path):
-            found.append(str(path))
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
+        paths = [Path(place, name) for name in names if not name.startswith("_sysconfig")]
+        found += [path for path in paths if path.suffix in (".py", ".txt", ".rst", ".md") and holds_text(path)]
     if not found:
         raise UserError(f"stdlib: {folder} holds no .py files (a Python in one archive?); name a folder with text")
-    return found
+    return [str(path) for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix())]
 
 
-def is_utf8(path):
+def holds_text(path):
     try:
-        path.read_bytes().decode()
-        return True
+        return bool(path.read_bytes().decode())
     except UnicodeDecodeError:
         return False
 
 
 def split_source(source, files, val, workers):
     """Split → a function that yields its (piece, share). Where a source has no split of its own, count and cut it."""
+    total = sum(os.path.getsize(path) for paths in files.values() for path in paths)
     if "all" not in files:
-        return {split: functools.partial(cut_files, paths) for split, paths in files.items()}
-    pieces = functools.partial(cut_files, files["all"])
+        return {split: functools.partial(cut_files, paths, total) for split, paths in files.items()}
+    pieces = functools.partial(cut_files, files["all"], total)
     items = (Item([], None, share, piece) for piece, share in pieces())
     counts = []
     with tqdm(unit="char", unit_scale=True, desc=f"counting {source}", leave=False) as bar:
@@ -180,12 +178,14 @@ def split_source(source, files, val, workers):
     return {split: functools.partial(part_of, split, pieces, counts, cut) for split in ("val", "train")}
 
 
-def cut_files(paths):
+def cut_files(paths, total):
+    """Yield (piece, share) of files; `total` is the bytes of the whole source."""
     for path in paths:
-        if os.path.getsize(path) == 0 and os.path.basename(path) == "__init__.py":
+        size = os.path.getsize(path)
+        if size == 0 and os.path.basename(path) == "__init__.py":
             continue  # the mark of a package, empty by custom
         for piece, share in cut_file(path):
-            yield piece, share / len(paths)
+            yield piece, share * size / total
 
 
 def part_of(split, pieces, counts, cut):

@@ -16,9 +16,10 @@ import numpy as np
 
 from errors import UserError
 from files import AtomicFile
-from shards import list_shards, progress_files, read_meta, shard_name, write_meta, write_shard
+from shards import list_shards, progress_files, read_meta, shard_name, split_of, write_meta, write_shard
 
 SHARD_TOKENS = 100_000_000
+FEWEST_TOKENS = 33  # of a split: one short window and the token after it
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OTHERWISE = "give another --out, or --overwrite to replace them"
 
@@ -179,6 +180,7 @@ def finish(progress):
     if len(all_of_them) < progress.num_workers or not all(p.finished for p in all_of_them):
         return None
     shards = sorted((entry for p in all_of_them for entry in p.shards), key=lambda entry: entry["file"])
+    refuse_too_few(progress, shards)
     tokens, size = sum(entry["tokens"] for entry in shards), sum(p.bytes for p in all_of_them)
     meta = {
         "tokenizer": progress.request["tokenizer"],
@@ -195,6 +197,19 @@ def finish(progress):
     for path in paths:
         path.unlink(missing_ok=True)
     return meta
+
+
+def refuse_too_few(progress, shards):
+    """Raise `UserError`, and take the shards away, where a split is too short for a single window."""
+    for split in ("val", "train"):
+        tokens = sum(entry["tokens"] for entry in shards if split_of(entry["file"]) == split)
+        if tokens < FEWEST_TOKENS:
+            clear(progress.out)
+            part = "validation" if split == "val" else "training"
+            raise UserError(
+                f"{progress.request['source']} is too short: {tokens} tokens for {part}, and one window needs at least"
+                f" {FEWEST_TOKENS}; add more text"
+            )
 
 
 def in_words(size):

@@ -70,7 +70,24 @@ def load_gpt2_encoding():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as error:  # requests, SSL, proxies and the cache each raise their own kinds
-        raise UserError(
-            f"the GPT-2 vocabulary could not be loaded ({type(error).__name__}). tiktoken downloads it once: connect,"
-            " or set TIKTOKEN_CACHE_DIR to a folder copied from a machine that has it, or use --tokenizer byte"
-        ) from error
+        try:
+            return load_gpt2_encoding_from_hub()
+        except Exception as second:  # as do the hub's libraries
+            raise UserError(
+                f"the GPT-2 vocabulary could not be loaded, by tiktoken ({type(error).__name__}) or from the Hugging"
+                f" Face hub ({type(second).__name__}). It is downloaded once: connect, or set HF_ENDPOINT to a mirror,"
+                " or TIKTOKEN_CACHE_DIR to a folder copied from a machine that has it, or use --tokenizer byte"
+            ) from error
+
+
+def load_gpt2_encoding_from_hub():
+    """The same encoding, of the same two files as the hub (or its mirror, or its cache) has them."""
+    import tiktoken
+    from huggingface_hub import hf_hub_download
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    merges, vocabulary = (hf_hub_download("openai-community/gpt2", file) for file in ("merges.txt", "vocab.json"))
+    ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)  # checks that the two agree
+    special = {EOT_TEXT.decode(): 50256}
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
