@@ -21,9 +21,10 @@ import hub
 from configurator import configure
 from documents import cut_file, find_files, fingerprint, is_jsonl, is_parquet, is_remote, open_parquet
 from errors import UserError, command
-from pipeline import Item, cores, make_shards, tokenize
+from pipeline import Item, make_shards, tokenize
 from progress import SHARD_TOKENS, finish, in_words, open_progress, print_summary
 from shards import read_meta
+from workers import cores
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}
 NAMES = {"edu": "edufineweb", "classic": "fineweb"}  # of the shards

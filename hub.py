@@ -27,7 +27,9 @@ NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "ur
 
 
 class NetworkTrouble(Exception):
-    """A request failed in a way that may pass. One argument, so that it travels between processes."""
+    """A request failed in a way that may pass. It travels between processes, which most errors of libraries can't."""
+
+    retry_after = 0.0  # seconds that the server asked for
 
 
 class HubFile(NamedTuple):
@@ -345,5 +347,5 @@ class RangeReader(io.RawIOBase):
 
 def trouble_with_pause(trouble, pause):
     error = NetworkTrouble(trouble)
-    error.retry_after = pause  # kept by pickle, like all of an exception's attributes
+    error.retry_after = pause
     return error

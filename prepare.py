@@ -27,10 +27,11 @@ from configurator import configure
 from documents import SUFFIXES, Given, cut_file, find_files, fingerprint
 from errors import UserError, command
 from inspection import inspect
-from pipeline import Item, cores, count_characters, in_order, make_shards
+from pipeline import Item, count_characters, make_shards
 from progress import open_progress, print_summary
 from shakespeare import fetch_shakespeare, write_shakespeare
 from shards import read_meta
+from workers import cores, in_order
 
 TINYSTORIES = "roneneldan/TinyStories"
 SMALL = 32 << 20  # bytes of text that one process tokenizes sooner than others start
