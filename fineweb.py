@@ -21,9 +21,10 @@ import hub
 from configurator import configure
 from documents import cut_file, find_files, fingerprint, is_jsonl, is_parquet, is_remote, open_parquet
 from errors import UserError, command
-from pipeline import Item, make_shards, tokenize
+from pipeline import Item, make_shards, tokenize_texts
 from progress import SHARD_TOKENS, finish, in_words, open_progress, print_summary
 from shards import read_meta
+from tokenizer import get_tokenizer
 from workers import cores
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}
@@ -183,9 +184,11 @@ class Corpus:
         url, start, stop, _ = self.all_parts[0]
         path = find_copy(url, True)
         piece, share = self.patience.call(lambda: next(cut_file(path, start, stop)))
-        tokens = self.patience.call(tokenize, piece, self.settings.tokenizer)
+        texts = self.patience.call(piece.texts)
+        sample = texts[: max(1, len(texts) // 10)]
+        tokens = len(tokenize_texts(sample, get_tokenizer(self.settings.tokenizer)).ids)
         work = sum(weight for *_, weight in self.all_parts)
-        return round(len(tokens.ids) / (share * dict(self.files)[url]) * work)
+        return round(tokens * sum(map(len, texts)) / sum(map(len, sample)) / (share * dict(self.files)[url]) * work)
 
     def stream(self, position):
         """Yield items from `position` on: [file, piece in it]."""
