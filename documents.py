@@ -64,7 +64,11 @@ class Rows:
     continues = False
 
     def texts(self):
-        table = open_parquet(self.path).read_row_group(self.group, columns=[COLUMN])
+        file = open_parquet(self.path)
+        try:
+            table = file.read_row_group(self.group, columns=[COLUMN])
+        except OSError as error:  # what pyarrow makes of damaged pages
+            raise UserError(f"{self.path}, row group {self.group}: {error}; fetch the file anew") from error
         return [text for text in table[COLUMN].slice(self.start, self.stop - self.start).to_pylist() if text]
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from errors import UserError
+from files import NO_SPACE
 
 SCHEME = "hf://datasets/"
 WORTH_WAITING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status
@@ -107,6 +108,11 @@ def find_trouble(error):
             return None
         if isinstance(cause, NetworkTrouble):
             return str(cause)
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+            raise UserError(
+                f"no space left for downloads in {cache_folder()}: make room and run the same command again, set"
+                " HF_HOME to a folder on another disk, or tokenize without a copy on disk (fineweb.py --streaming)"
+            ) from error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in (401, 403, 404):
             url = getattr(cause.response, "url", endpoint())
@@ -173,6 +179,12 @@ def endpoint():
     from huggingface_hub import constants
 
     return constants.ENDPOINT
+
+
+def cache_folder():
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
 
 
 def not_cached(what):

@@ -27,7 +27,7 @@ from configurator import configure
 from documents import SUFFIXES, Given, cut_file, find_files, fingerprint
 from errors import UserError, command
 from inspection import inspect
-from pipeline import Item, count_characters, make_shards
+from pipeline import Item, count_characters, make_shards, tokenizer_here
 from progress import open_progress, print_summary
 from shakespeare import fetch_shakespeare, write_shakespeare
 from shards import read_meta
@@ -95,6 +95,7 @@ def main(argv=None):
     elif settings.llmc_shakespeare:
         meta = write_shakespeare(progress, fetch_shakespeare(out, settings.mirror))
     else:
+        tokenizer_here(settings.tokenizer)  # a missing vocabulary is best told before the text is read
         files = {source: find_source(source, out, settings) for source in settings.sources}
         paths = itertools.chain.from_iterable(group for splits in files.values() for group in splits.values())
         workers = settings.num_proc if sum(map(os.path.getsize, paths)) > SMALL else 0

@@ -5,7 +5,6 @@ next one begins. When all are there `meta.json` takes its place. A folder with t
 """
 
 import dataclasses
-import errno
 import json
 import shutil
 import time
@@ -15,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from files import AtomicFile
+from files import NO_SPACE, AtomicFile
 from shards import list_shards, progress_files, read_meta, shard_name, split_of, write_meta, write_shard
 
 SHARD_TOKENS = 100_000_000
 FEWEST_TOKENS = 33  # of a split: one short window and the token after it
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OTHERWISE = "give another --out, or --overwrite to replace them"
 
 
@@ -80,7 +78,10 @@ def open_progress(out, request, overwrite=False, worker=0, num_workers=1):
             return found
     if not progress_files(out) and (list_shards(out, "train") or list_shards(out, "val")):
         raise UserError(f"{out} already holds shards that were made elsewhere; {OTHERWISE}")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} can't be made: {error.strerror}; give another --out") from error
     return fresh
 
 

@@ -83,11 +83,21 @@ def load_gpt2_encoding():
 def load_gpt2_encoding_from_hub():
     """The same encoding, of the same two files as the hub (or its mirror, or its cache) has them."""
     import tiktoken
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, get_session, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    merges, vocabulary = (hf_hub_download("openai-community/gpt2", file) for file in ("merges.txt", "vocab.json"))
+    def find(**options):
+        return [hf_hub_download("openai-community/gpt2", name, **options) for name in ("merges.txt", "vocab.json")]
+
+    try:
+        merges, vocabulary = find(local_files_only=True)
+    except LocalEntryNotFoundError:
+        get_session().head(
+            constants.ENDPOINT, timeout=10
+        )  # out of reach, it says so now; `find` tries for half a minute
+        merges, vocabulary = find()
     ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)  # checks that the two agree
     special = {EOT_TEXT.decode(): 50256}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)

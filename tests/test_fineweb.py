@@ -13,6 +13,8 @@ from corpus import jsonl_bytes, make_documents, parquet_bytes, split_documents
 from hub_server import serve
 from torture_fineweb import SCRIPT, checksums, complete, is_part, kill_when, make_source, start
 
+import hub
+from errors import UserError
 from fineweb import cut_row, plan_shards
 from shards import open_data
 from tokenizer import get_tokenizer
@@ -43,7 +45,7 @@ def local(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def hub(source, home):
+def serve_hub(source, home):
     """The hub with those files, and the environment to find it."""
     files = {f"sample/10BT/{path.name}": path.read_bytes() for path in source.iterdir()}
     files |= {"README.md": CARD, "data/CC-MAIN-2013-20/train-00000-of-00001.parquet": parquet_bytes(TEXTS[0])}
@@ -85,8 +87,8 @@ def test_the_summary_is_in_meta_json(local):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_hub_gives_the_same_shards_and_waits_out_trouble(local, tmp_path, streaming):
     source, expected, _ = local
-    with hub(source, tmp_path) as (server, env):
-        server.faults |= {"busy": 4, "drop": 2}
+    with serve_hub(source, tmp_path) as (server, env):
+        server.faults |= {"busy": 3, "drop": 1}
         done = run(env, tmp_path / "out", *(["--streaming"] if streaming else []))
         assert done.returncode == 0, done.stderr
         assert checksums(tmp_path / "out") == expected
@@ -103,7 +105,7 @@ def test_the_hub_gives_the_same_shards_and_waits_out_trouble(local, tmp_path, st
 
 def test_a_fraction_downloads_only_that_part(local, tmp_path):
     source, _, _ = local
-    with hub(source, tmp_path) as (server, env):
+    with serve_hub(source, tmp_path) as (server, env):
         done = run(env, tmp_path / "out", "--fraction", "0.1")
         assert done.returncode == 0, done.stderr
         asked = {path for _, path, range_ in server.log if path.endswith(".parquet")}
@@ -116,7 +118,7 @@ def test_a_fraction_downloads_only_that_part(local, tmp_path):
 
 def test_giving_up_names_the_ways_out(local, tmp_path):
     source, _, _ = local
-    with hub(source, tmp_path) as (server, env):
+    with serve_hub(source, tmp_path) as (server, env):
         server.faults["down"] = True
         done = run(env, tmp_path / "out", "--patience", "1")
         assert done.returncode == 2
@@ -128,12 +130,23 @@ def test_giving_up_names_the_ways_out(local, tmp_path):
         assert "not in the cache" in done.stderr
 
 
-def test_an_unknown_subset_is_named(local, tmp_path):
-    with hub(local[0], tmp_path) as (_, env):
+def test_an_unknown_subset_or_data_set_is_named(local, tmp_path):
+    with serve_hub(local[0], tmp_path) as (_, env):
         done = run(env, tmp_path / "out", "--subset", "sample-10BTT")
-    assert done.returncode == 2
-    assert "sample-10BTT" in done.stderr
-    assert "sample-10BT'" in done.stderr
+        assert done.returncode == 2
+        assert "sample-10BTT" in done.stderr
+        assert "'sample-10BT'" in done.stderr  # one that there is
+        done = run(env, tmp_path / "out", "--version", "classic")
+        assert done.returncode == 2
+        assert "HuggingFaceFW/fineweb/" in done.stderr
+        assert "answers 404" in done.stderr
+
+
+def test_offline_nothing_is_fetched(monkeypatch):
+    monkeypatch.setattr(hub, "offline", lambda: True)
+    monkeypatch.setattr(hub, "cached", lambda url: None)
+    with pytest.raises(UserError, match=r"a\.parquet is not in the cache"):
+        hub.find_copy("hf://datasets/x/y@main/a.parquet", stream=True)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +165,16 @@ def test_by_default_a_shard_is_a_twentieth_of_a_small_corpus(long_run):
 
 def test_killed_three_times_the_same_command_makes_the_same_shards(long_run, tmp_path):
     source, expected = long_run
-    out = tmp_path / "out"
+    out, left = tmp_path / "out", []
     for shards in (1, 6, 13):
         process = start(source, out, "--num_proc", 1 + shards % 2)
-        assert kill_when(process, lambda shards=shards: len(list(out.glob("*.npy"))) >= shards)
+
+        def moment(shards=shards, process=process):
+            left[:] = children_of(process)
+            return len(list(out.glob("*.npy"))) >= shards
+
+        assert kill_when(process, moment)
+        wait_for_end(left)
         found = checksums(out)
         assert 0 < len(found) < len(expected)
         assert is_part(found, expected)
@@ -165,19 +184,43 @@ def test_killed_three_times_the_same_command_makes_the_same_shards(long_run, tmp
 
 
 def test_ctrl_c_stops_cleanly_and_leaves_no_process(long_run, tmp_path):
-    source, _ = long_run
-    process = start(source, tmp_path / "out", "--num_proc", 2)
+    process = start(long_run[0], tmp_path / "out", "--num_proc", 2)
     while not list((tmp_path / "out").glob("*.npy")):
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    pids = children.read_text().split() if children.exists() else []
+    left = children_of(process)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=30)[0].decode()
     assert process.returncode == 130
     assert "Traceback" not in text
-    end = time.monotonic() + 5
+    wait_for_end(left)
+
+
+def test_a_killed_worker_is_noticed(long_run, tmp_path):
+    process = start(long_run[0], tmp_path / "out", "--num_proc", 1)
+    while not list((tmp_path / "out").glob("*.npy")):
+        time.sleep(0.01)
+    workers = [pid for pid in children_of(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    if not workers:
+        process.kill()
+        pytest.skip("no /proc to find the worker in")
+    os.kill(int(workers[0]), signal.SIGKILL)
+    text = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 2
+    assert "a worker process was killed" in text
+
+
+def children_of(process):
+    """Ids of a process's children; none where there is no /proc."""
+    try:
+        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except OSError:
+        return []
+
+
+def wait_for_end(pids):
+    end = time.monotonic() + 10
     while any(map(runs, pids)):
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "a process was left behind"
         time.sleep(0.01)
 
 
@@ -187,21 +230,6 @@ def runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_a_killed_worker_is_noticed(long_run, tmp_path):
-    process = start(long_run[0], tmp_path / "out", "--num_proc", 1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        process.kill()
-        pytest.skip("no /proc to find the worker in")
-    while not list((tmp_path / "out").glob("*.npy")):
-        time.sleep(0.01)
-    workers = [pid for pid in children.read_text().split() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(int(workers[0]), signal.SIGKILL)
-    text = process.communicate(timeout=30)[0].decode()
-    assert process.returncode == 2
-    assert "a worker process was killed" in text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file size are POSIX")

@@ -20,7 +20,7 @@ import prepare
 import shakespeare
 from errors import UserError
 from pipeline import tokenize, tokenize_texts
-from shards import open_data
+from shards import open_data, write_shard
 from tokenizer import get_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +188,24 @@ def test_an_interrupted_preparation_does_not_look_finished_and_is_completed(tmp_
     facts = [json.loads(folder.pop("meta.json")) | {"seconds": 0} for folder in (whole, undisturbed)]
     assert whole == undisturbed
     assert facts[0] == facts[1]
+
+
+def test_a_shard_is_never_there_without_what_says_that_more_are_missing(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("some text, " * 500)
+    args = [tmp_path / "a.txt", "--tokenizer", "byte", "--out", tmp_path / "out"]
+
+    def write_and_die(*args):
+        write_shard(*args)
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("progress.write_shard", write_and_die)
+        with pytest.raises(RuntimeError):
+            run(*args)
+    with pytest.raises(UserError, match="unfinished"):
+        open_data(tmp_path / "out", "make")
+    assert run(*args) == 0
+    assert open_data(tmp_path / "out", "make").tokens("val") == 551
 
 
 def fail_after(count):

@@ -76,6 +76,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         ("tiny_shakespeare_train", "train"),
         ("interval_train_000001", "train"),
         ("train_val_000000", "val"),
+        ("train_val_train_000001", "train"),
         ("notes", None),
     ],
 )

@@ -50,7 +50,8 @@ def kill_when(process, moment):
         time.sleep(0.001)
     at_work = process.poll() is None
     process.kill()
-    process.communicate()
+    process.wait()
+    process.stdout.close()
     return at_work
 
 
