@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from errors import UserError
 from shards import open_data, read_meta
-from tokenizer import get_tokenizer
+from tokenizer import VOCAB_SIZES, get_tokenizer
 
 SHOWN = 64  # tokens
 BLOCK = 1 << 24  # tokens read at a time
@@ -21,7 +21,7 @@ def inspect(folder):
     ours = read_meta(folder) is not None
     data = open_data(folder, "python prepare.py SOURCE")
     tokenizer = try_tokenizer(data.tokenizer)
-    eot = tokenizer.eot if tokenizer else {"gpt2": 50256, "byte": 256}[data.tokenizer]
+    eot = VOCAB_SIZES[data.tokenizer] - 1  # the last id
     entries = {entry["file"]: entry for entry in data.meta["shards"]}
     print(f"{folder}: {data.meta.get('source', 'no source given')}, {data.tokenizer} tokenizer")
     damaged = []

@@ -8,10 +8,10 @@ from corpus import NASTY, make_documents
 from hub_server import serve
 
 from errors import UserError
-from tokenizer import NAMES, get_tokenizer
+from tokenizer import VOCAB_SIZES, get_tokenizer
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=VOCAB_SIZES)
 def tokenizer(request):
     try:
         return get_tokenizer(request.param)
