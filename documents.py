@@ -7,18 +7,19 @@ Cutting never changes tokens: see `CUT`.
 
 import functools
 import glob
+import hashlib
 import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import hub
 from errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
 COLUMN = "text"  # of .jsonl and .parquet files
-REMOTE = "hf://"
 PIECE_BYTES = 4 << 20  # large beside a hand-over between processes, small beside memory
 
 # Where a text may be cut without changing its GPT-2 tokens: after a character that is no space, before a space or line
@@ -63,7 +64,11 @@ class Rows:
     continues = False
 
     def texts(self):
-        table = open_parquet(self.path).read_row_group(self.group, columns=[COLUMN])
+        file = open_parquet(self.path)
+        try:
+            table = file.read_row_group(self.group, columns=[COLUMN])
+        except OSError as error:  # what pyarrow makes of damaged pages
+            raise UserError(f"{self.path}, row group {self.group}: {error}; fetch the file anew") from error
         return [text for text in table[COLUMN].slice(self.start, self.stop - self.start).to_pylist() if text]
 
 
@@ -143,7 +148,7 @@ def cut_parquet(path, start, stop):
         before += rows
         if a >= b:
             continue
-        if text_bytes(metadata, group) <= 4 * PIECE_BYTES or path.startswith(REMOTE):
+        if text_bytes(metadata, group) <= 4 * PIECE_BYTES or is_remote(path):
             yield Rows(path, group, a, b), (b - a) / total
         else:
             yield from cut_row_group(path, group, a, b)
@@ -174,10 +179,8 @@ def open_parquet(path):
     import pyarrow.parquet
 
     try:
-        if path.startswith(REMOTE):
-            from huggingface_hub import HfFileSystem
-
-            file = pyarrow.parquet.ParquetFile(HfFileSystem().open(path, "rb"), pre_buffer=True)
+        if is_remote(path):
+            file = pyarrow.parquet.ParquetFile(hub.RangeReader(path), pre_buffer=True)
         else:
             file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
     except pyarrow.ArrowInvalid as error:
@@ -209,6 +212,17 @@ def parse_lines(data, path, start):
 
 def not_utf8(path, position):
     return UserError(f"{path} is not UTF-8 text (byte {position:,}); convert it, or leave it out")
+
+
+def fingerprint(paths):
+    """Tells whether files are still the ones that were prepared, without reading them."""
+    stats = [(path, os.stat(path)) for path in paths]
+    seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def is_remote(path):
+    return path.startswith(hub.SCHEME)
 
 
 def is_jsonl(path):

@@ -1,7 +1,10 @@
 """Files that are never half there."""
 
+import errno
 import os
 from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a disk, quota or file system that is full
 
 
 class AtomicFile:

@@ -5,21 +5,15 @@ A process pool's `imap` over documents is the usual way, at half the speed: it h
 of ids back. Here a worker gets a piece's description, reads the text itself, and returns one array.
 """
 
-import concurrent.futures
 import functools
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from errors import UserError
 from progress import ShardWriter, finish
 from tokenizer import get_tokenizer
+from workers import in_order
 
 
 class Item(NamedTuple):
@@ -51,16 +45,18 @@ def make_shards(progress, items, workers, name, again=None):
 
 
 def tokenize(piece, tokenizer_name):
-    """The tokens of a piece, end-of-text before each document."""
-    tokenizer = tokenizer_here(tokenizer_name)
-    texts = piece.texts()
+    return tokenize_texts(piece.texts(), tokenizer_here(tokenizer_name), piece.continues)
+
+
+def tokenize_texts(texts, tokenizer, continues=False):
+    """The tokens of documents, end-of-text before each (not before the first where it `continues` another's text)."""
     eot = np.array([tokenizer.eot], dtype=np.uint16)
     arrays = [np.empty(0, np.uint16)]
     for i, text in enumerate(texts):
-        if i > 0 or not piece.continues:
+        if i > 0 or not continues:
             arrays.append(eot)
         arrays.append(tokenizer.encode_array(text))
-    documents = len(texts) - (1 if texts and piece.continues else 0)
+    documents = len(texts) - (1 if texts and continues else 0)
     size = sum(len(text.encode(errors="replace")) for text in texts)
     return Tokens(np.concatenate(arrays).astype(np.uint16), documents, size)
 
@@ -70,58 +66,3 @@ tokenizer_here = functools.cache(get_tokenizer)  # loaded once a process
 
 def count_characters(piece):
     return sum(map(len, piece.texts()))
-
-
-def in_order(function, items, workers, again=None):
-    """Yield (item, function(item.piece)) in the order of `items`, from `workers` processes (0: this one).
-
-    Only a few pieces a worker are under way, so memory doesn't grow with the corpus. Where `function` raises and
-    `again(error)` (which may wait) is true, the pieces that failed are given out anew.
-    """
-    if workers == 0:
-        for item in items:
-            yield item, function(item.piece)
-        return
-    spawn = multiprocessing.get_context("spawn")  # the only way that is the same on Linux, macOS and Windows
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=begin_worker)
-    items, waiting = iter(items), deque()
-    try:
-        while True:
-            while len(waiting) < 3 * workers and (item := next(items, None)) is not None:
-                waiting.append((item, pool.submit(function, item.piece)))
-            if not waiting:
-                break
-            item, future = waiting[0]
-            error = future.exception()
-            if error is None:
-                waiting.popleft()
-                yield item, future.result()
-            elif again is not None and again(error):
-                for i, (item, future) in enumerate(waiting):
-                    if future.done() and future.exception():
-                        waiting[i] = item, pool.submit(function, item.piece)
-            else:
-                raise error
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError("a worker process was killed (out of memory?); lower --num_proc and run again") from error
-    finally:
-        stop(pool)
-
-
-def begin_worker():
-    """Ctrl-C is the main process's to answer; where that dies without a word (kill -9), its workers follow."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def stop(pool):
-    """End the workers now: what they still work on, nobody will read."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in multiprocessing.active_children():
-        process.terminate()
-
-
-def cores():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

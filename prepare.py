@@ -1,15 +1,18 @@
 """Text of any kind → token shards to train on.
 
     python prepare.py SOURCE... [--tokenizer gpt2|byte] [--out DIR] [--val 0.1] [--format npy|bin]
+    python prepare.py --inspect DIR
 
-A SOURCE is `stdlib` (Python's own standard library, which every machine has), or a file, folder or pattern of .txt,
-.md, .py, .jsonl or .parquet files. Each plain text file, line or row is a document. The last tenth (`--val`) of each
-source's characters is validation.
+A SOURCE is a file, folder or pattern of .txt, .md, .py, .jsonl or .parquet files, or one of
+    stdlib       source and documentation of Python's standard library, which every machine has
+    shakespeare  Tiny Shakespeare; with the gpt2 tokenizer, exactly llm.c's files
+    tinystories  TinyStories, from the Hugging Face hub, with its own validation split
+Each plain text file, line or row is a document. Of all but the last two, the last tenth (`--val`) of each source's
+characters is validation.
 """
 
 import functools
-import hashlib
-import json
+import itertools
 import os
 import sysconfig
 from dataclasses import dataclass
@@ -19,13 +22,18 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
+import hub
 from configurator import configure
-from documents import SUFFIXES, Given, cut_file, find_files
+from documents import SUFFIXES, Given, cut_file, find_files, fingerprint
 from errors import UserError, command
-from pipeline import Item, cores, count_characters, in_order, make_shards
+from inspection import inspect
+from pipeline import Item, count_characters, make_shards, tokenizer_here
 from progress import open_progress, print_summary
+from shakespeare import fetch_shakespeare, write_shakespeare
 from shards import read_meta
+from workers import cores, in_order
 
+TINYSTORIES = "roneneldan/TinyStories"
 SMALL = 32 << 20  # bytes of text that one process tokenizes sooner than others start
 
 
@@ -34,9 +42,9 @@ class Settings:
     """Turn text into token shards."""
 
     sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """stdlib, or files, folders or patterns of .txt, .md, .py, .jsonl, .parquet"""
+    """stdlib, shakespeare, tinystories, or files, folders or patterns of .txt, .md, .py, .jsonl, .parquet"""
     tokenizer: Literal["gpt2", "byte"] = "gpt2"
-    """gpt2 (downloaded once by tiktoken) or byte (nothing to download)"""
+    """gpt2 (its vocabulary is downloaded once) or byte (nothing to download)"""
     out: str | None = None
     """folder for the shards; default: data/NAME, named after the source"""
     val: float = 0.1
@@ -44,43 +52,55 @@ class Settings:
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
     num_proc: int = cores()
-    """worker processes"""
+    """worker processes, where there is enough text for more than one"""
+    mirror: str | None = None
+    """a URL to fetch shakespeare from first (HF_ENDPOINT names a mirror for tinystories)"""
+    patience: float = 600.0
+    """seconds to wait for a network that doesn't answer, before giving up"""
     overwrite: bool = False
     """replace the shards that --out already holds"""
+    inspect: str | None = None
+    """make nothing; print what this folder of shards holds and whether it is whole"""
 
     def check(self):
-        if not self.sources:
-            raise UserError(
-                "prepare.py needs a source: stdlib, or files, folders or patterns of " + ", ".join(SUFFIXES)
-            )
+        if not self.sources and not self.inspect:
+            kinds = f"stdlib, shakespeare, tinystories, or files, folders or patterns of {', '.join(SUFFIXES)}"
+            raise UserError(f"prepare.py needs a source: {kinds}")
+        if self.sources and self.inspect:
+            raise UserError("--inspect DIR makes nothing: leave the sources out")
         if not 0 < self.val < 1:
             raise UserError(f"--val {self.val}: expected a part of the text, between 0 and 1, such as 0.1")
         if self.num_proc < 1:
             raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
+        if self.llmc_shakespeare and len(self.sources) > 1:
+            raise UserError("shakespeare with the gpt2 tokenizer makes llm.c's files; prepare it alone")
+
+    @property
+    def llmc_shakespeare(self):
+        return "shakespeare" in self.sources and self.tokenizer == "gpt2"
 
 
 @command
 def main(argv=None):
     settings = configure(Settings, argv, positional="sources")
-    name = "+".join(source_name(source) for source in settings.sources)
-    out = settings.out or os.path.join("data", name)
-    files = {source: source_files(source) for source in settings.sources}
-    request = {
-        "source": " ".join(settings.sources),
-        "tokenizer": settings.tokenizer,
-        "format": settings.format,
-        "val": settings.val,
-        "files": fingerprint(files),
-    }
-    progress = open_progress(out, request, settings.overwrite)
-    if progress is None:
-        print(f"{out} already holds just this, finished")
-        print_summary(read_meta(out), out)
+    if settings.inspect:
+        inspect(settings.inspect)
         return
-    total = sum(os.path.getsize(path) for paths in files.values() for path in paths)
-    workers = settings.num_proc if total > SMALL else 0
-    parts = [split_source(source, paths, settings.val, workers) for source, paths in files.items()]
-    meta = make_shards(progress, stream(parts, progress.position), workers, name)
+    name = "+".join(source_name(source) for source in settings.sources)
+    out = Path(settings.out or Path("data", name))
+    progress = open_progress(out, make_request(settings), settings.overwrite)
+    if progress is None:
+        meta = read_meta(out)
+        print(f"{out} already holds just this, finished")
+    elif settings.llmc_shakespeare:
+        meta = write_shakespeare(progress, fetch_shakespeare(out, settings.mirror))
+    else:
+        tokenizer_here(settings.tokenizer)  # a missing vocabulary is best told before the text is read
+        files = {source: find_source(source, out, settings) for source in settings.sources}
+        paths = itertools.chain.from_iterable(group for splits in files.values() for group in splits.values())
+        workers = settings.num_proc if sum(map(os.path.getsize, paths)) > SMALL else 0
+        parts = [split_source(source, splits, settings.val, workers) for source, splits in files.items()]
+        meta = make_shards(progress, stream(parts, progress.position), workers, name)
     print(f"{out}: ", end="")
     print_summary(meta, out)
 
@@ -91,10 +111,34 @@ def source_name(source):
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).strip("_.") or "text"
 
 
-def source_files(source):
-    if source == "stdlib":
-        return stdlib_files(sysconfig.get_paths()["stdlib"])
-    return find_files(source)
+def make_request(settings):
+    """What makes the shards what they are. Downloads are named, not listed: a finished folder needs no network."""
+    local = [source for source in settings.sources if source not in ("shakespeare", "tinystories")]
+    return {
+        "source": " ".join(settings.sources),
+        "tokenizer": settings.tokenizer,
+        "format": settings.format,
+        "val": settings.val,
+        "files": fingerprint([path for source in local for path in local_files(source)]),
+    }
+
+
+def local_files(source):
+    return stdlib_files(sysconfig.get_paths()["stdlib"]) if source == "stdlib" else find_files(source)
+
+
+def find_source(source, out, settings):
+    """The files of a source, fetched if need be: {"all": paths}, or by split where it has its own."""
+    if source == "shakespeare":
+        return {"all": [str(fetch_shakespeare(out, settings.mirror))]}
+    if source != "tinystories":
+        return {"all": local_files(source)}
+    hub.announce_waits()
+    patience, files = hub.Patience(settings.patience, "another source, such as stdlib"), {}
+    for ours, theirs in (("val", "validation"), ("train", "train")):
+        urls = patience.call(hub.list_data_files, TINYSTORIES, None, theirs)
+        files[ours] = [hub.fetch(url, patience) for url, _ in urls]
+    return files
 
 
 def stdlib_files(folder):
@@ -104,37 +148,31 @@ def stdlib_files(folder):
     """
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
     found = []
-    for path in sorted(Path(folder).rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-        parts = path.relative_to(folder).parts
-        generated = path.name.startswith("_sysconfig") or parts[0].startswith("config-")
-        wanted = path.suffix in (".py", ".txt", ".rst", ".md") and not left_out & set(parts) and not generated
-        if wanted and path.is_file() and path.stat().st_size and is_utf8(path):
-            found.append(str(path))
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
+        paths = [Path(place, name) for name in names if not name.startswith("_sysconfig")]
+        found += [path for path in paths if path.suffix in (".py", ".txt", ".rst", ".md") and holds_text(path)]
     if not found:
         raise UserError(f"stdlib: {folder} holds no .py files (a Python in one archive?); name a folder with text")
-    return found
+    return [str(path) for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix())]
 
 
-def is_utf8(path):
+def holds_text(path):
     try:
-        path.read_bytes().decode()
-        return True
+        return bool(path.read_bytes().decode())
     except UnicodeDecodeError:
         return False
 
 
-def fingerprint(files):
-    """Tells whether files are still the ones that were prepared, without reading them."""
-    seen = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for paths in files.values() for path in paths]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-
-
-def split_source(source, paths, val, workers):
-    """Count a source's characters and settle where validation begins. Returns split → a function that yields pieces."""
-    pieces = functools.partial(cut_files, paths)
+def split_source(source, files, val, workers):
+    """Split → a function that yields its (piece, share). Where a source has no split of its own, count and cut it."""
+    total = sum(os.path.getsize(path) for paths in files.values() for path in paths)
+    if "all" not in files:
+        return {split: functools.partial(cut_files, paths, total) for split, paths in files.items()}
+    pieces = functools.partial(cut_files, files["all"], total)
     items = (Item([], None, share, piece) for piece, share in pieces())
-    with tqdm(unit="char", unit_scale=True, desc=f"counting {source}") as bar:
-        counts = []
+    counts = []
+    with tqdm(unit="char", unit_scale=True, desc=f"counting {source}", leave=False) as bar:
         for _, characters in in_order(count_characters, items, workers):
             counts.append(characters)
             bar.update(characters)
@@ -142,12 +180,14 @@ def split_source(source, paths, val, workers):
     return {split: functools.partial(part_of, split, pieces, counts, cut) for split in ("val", "train")}
 
 
-def cut_files(paths):
+def cut_files(paths, total):
+    """Yield (piece, share) of files; `total` is the bytes of the whole source."""
     for path in paths:
-        if os.path.getsize(path) == 0 and os.path.basename(path) == "__init__.py":
+        size = os.path.getsize(path)
+        if size == 0 and os.path.basename(path) == "__init__.py":
             continue  # the mark of a package, empty by custom
         for piece, share in cut_file(path):
-            yield piece, share / len(paths)
+            yield piece, share * size / total
 
 
 def part_of(split, pieces, counts, cut):

@@ -5,7 +5,6 @@ next one begins. When all are there `meta.json` takes its place. A folder with t
 """
 
 import dataclasses
-import errno
 import json
 import shutil
 import time
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from files import AtomicFile
-from shards import list_shards, progress_files, read_meta, shard_name, write_meta, write_shard
+from files import NO_SPACE, AtomicFile
+from shards import list_shards, progress_files, read_meta, shard_name, split_of, write_meta, write_shard
 
 SHARD_TOKENS = 100_000_000
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FEWEST_TOKENS = 33  # of a split: one short window and the token after it
 OTHERWISE = "give another --out, or --overwrite to replace them"
 
 
@@ -71,14 +70,18 @@ def open_progress(out, request, overwrite=False, worker=0, num_workers=1):
         return None
     for path in progress_files(out):
         found = Progress(out, **json.loads(path.read_text(encoding="utf-8")))
-        if found.request != fresh.request:
+        if found.request != fresh.request and not found.shards:
+            path.unlink()  # stopped before it had anything to show
+        elif found.request != fresh.request:
             raise UserError(f"{out} holds the beginning of {difference(found.request, fresh.request)}; {OTHERWISE}")
-        if path == fresh.path:
+        elif path == fresh.path:
             return found
     if not progress_files(out) and (list_shards(out, "train") or list_shards(out, "val")):
         raise UserError(f"{out} already holds shards that were made elsewhere; {OTHERWISE}")
-    out.mkdir(parents=True, exist_ok=True)
-    fresh.save()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} can't be made: {error.strerror}; give another --out") from error
     return fresh
 
 
@@ -112,6 +115,7 @@ class ShardWriter:
         self.split = None  # of what is in the buffer
         self.skip = progress.skip
         self.since = time.monotonic() - progress.seconds
+        progress.save()  # before the first shard, which without it would look like a whole folder's
 
     def tokens(self):
         """Tokens so far, unwritten ones included."""
@@ -153,10 +157,10 @@ class ShardWriter:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            need = 2 * (self.expected_tokens() - sum(e["tokens"] for e in progress.shards)) / 1e9
-            free = shutil.disk_usage(progress.out).free / 1e9
+            need = 2 * (self.expected_tokens() - sum(entry["tokens"] for entry in progress.shards))
+            free = shutil.disk_usage(progress.out).free
             raise UserError(
-                f"no space left for {path}: about {need:.3g} GB are needed, {free:.3g} GB are free;"
+                f"no space left for {path}: about {in_words(need)} more are needed, {in_words(free)} are free;"
                 f" {len(progress.shards)} finished shards stay good. Make room and run the same command again"
             ) from error
 
@@ -177,6 +181,7 @@ def finish(progress):
     if len(all_of_them) < progress.num_workers or not all(p.finished for p in all_of_them):
         return None
     shards = sorted((entry for p in all_of_them for entry in p.shards), key=lambda entry: entry["file"])
+    refuse_too_few(progress, shards)
     tokens, size = sum(entry["tokens"] for entry in shards), sum(p.bytes for p in all_of_them)
     meta = {
         "tokenizer": progress.request["tokenizer"],
@@ -193,6 +198,25 @@ def finish(progress):
     for path in paths:
         path.unlink(missing_ok=True)
     return meta
+
+
+def refuse_too_few(progress, shards):
+    """Raise `UserError`, and take the shards away, where a split is too short for a single window."""
+    for split in ("val", "train"):
+        tokens = sum(entry["tokens"] for entry in shards if split_of(entry["file"]) == split)
+        if tokens < FEWEST_TOKENS:
+            clear(progress.out)
+            part = "validation" if split == "val" else "training"
+            raise UserError(
+                f"{progress.request['source']} is too short: {tokens} tokens for {part}, and one window needs at least"
+                f" {FEWEST_TOKENS}; add more text"
+            )
+
+
+def in_words(size):
+    """Bytes, readable."""
+    unit = next(unit for unit in (1e9, 1e6, 1e3) if size >= unit or unit == 1e3)
+    return f"{size / unit:.1f} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB'})[unit]}"
 
 
 def print_summary(meta, out):

@@ -70,7 +70,34 @@ def load_gpt2_encoding():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as error:  # requests, SSL, proxies and the cache each raise their own kinds
-        raise UserError(
-            f"the GPT-2 vocabulary could not be loaded ({type(error).__name__}). tiktoken downloads it once: connect,"
-            " or set TIKTOKEN_CACHE_DIR to a folder copied from a machine that has it, or use --tokenizer byte"
-        ) from error
+        try:
+            return load_gpt2_encoding_from_hub()
+        except Exception as second:  # as do the hub's libraries
+            raise UserError(
+                f"the GPT-2 vocabulary could not be loaded, by tiktoken ({type(error).__name__}) or from the Hugging"
+                f" Face hub ({type(second).__name__}). It is downloaded once: connect, or set HF_ENDPOINT to a mirror,"
+                " or TIKTOKEN_CACHE_DIR to a folder copied from a machine that has it, or use --tokenizer byte"
+            ) from error
+
+
+def load_gpt2_encoding_from_hub():
+    """The same encoding, of the same two files as the hub (or its mirror, or its cache) has them."""
+    import tiktoken
+    from huggingface_hub import constants, get_session, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    def find(**options):
+        return [hf_hub_download("openai-community/gpt2", name, **options) for name in ("merges.txt", "vocab.json")]
+
+    try:
+        merges, vocabulary = find(local_files_only=True)
+    except LocalEntryNotFoundError:
+        get_session().head(
+            constants.ENDPOINT, timeout=10
+        )  # out of reach, it says so now; `find` tries for half a minute
+        merges, vocabulary = find()
+    ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)  # checks that the two agree
+    special = {EOT_TEXT.decode(): 50256}
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)

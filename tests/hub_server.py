@@ -1,0 +1,133 @@
+"""A local HTTP server that behaves like the Hugging Face hub for one data set, and misbehaves on demand."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import threading
+import urllib.parse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubServer(http.server.ThreadingHTTPServer):
+    """`files`: path in the repository → bytes. `faults`: what goes wrong, each counted down as it happens.
+
+    "busy": requests still to be answered with 429; "drop": file bodies still to be cut off half-way; "down": while
+    true, every connection is closed unanswered. `log`: (method, path, range) of each request answered.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, repo, files, repo_type="datasets"):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repo, self.files, self.prefix = repo, files, "datasets/" if repo_type == "datasets" else ""
+        self.api = f"/api/{repo_type}/{repo}"
+        self.faults = {"busy": 0, "drop": 0, "down": False}
+        self.log, self.lock = [], threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def strikes(self, fault):
+        """Whether a fault is due, counting it down."""
+        with self.lock:
+            due = self.faults[fault] > 0
+            self.faults[fault] -= due
+            return due
+
+    def sent(self):
+        """Bytes of parquet files that were asked for by range."""
+        spans = [range_.removeprefix("bytes=").split("-") for _, path, range_ in self.log if range_]
+        return sum(int(b) - int(a) + 1 for a, b in spans if b)
+
+
+@contextlib.contextmanager
+def serve(repo, files, **kwargs):
+    server = HubServer(repo, files, **kwargs)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server, path = self.server, urllib.parse.unquote(self.path.partition("?")[0])
+        server.log.append((self.command, path, self.headers.get("Range")))
+        if server.faults["down"]:
+            self.close_connection = True
+        elif server.strikes("busy"):
+            self.answer(429, b'{"error":"slow down"}', {"Retry-After": "0"})
+        elif path.startswith(f"/{server.prefix}{server.repo}/resolve/"):
+            self.send_file(path.split("/resolve/")[1].partition("/")[2])
+        elif path.startswith(f"{server.api}/tree/"):
+            self.send_tree(path.removeprefix(f"{server.api}/tree/").partition("/")[2])
+        elif path.startswith(f"{server.api}/paths-info/"):
+            asked = urllib.parse.parse_qs(self.read_body().decode()).get("paths", [])
+            self.answer_json([self.describe(name) for name in asked if name in server.files])
+        elif path == server.api or path.startswith(f"{server.api}/revision/"):
+            siblings = [{"rfilename": name} for name in server.files]
+            self.answer_json({"id": server.repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+        else:
+            self.answer(404, b'{"error":"not found"}', {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_POST = do_GET
+
+    def read_body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def describe(self, name):
+        data = self.server.files[name]
+        return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+
+    def send_tree(self, folder):
+        recursive = "recursive=true" in self.path.lower()
+        prefix = folder + "/" if folder else ""
+        names = [name for name in self.server.files if name.startswith(prefix)]
+        files = [name for name in names if recursive or "/" not in name[len(prefix) :]]
+        folders = {prefix + name[len(prefix) :].rpartition("/")[0] for name in names if "/" in name[len(prefix) :]}
+        if not recursive:
+            folders = {prefix + name[len(prefix) :].split("/")[0] for name in names if "/" in name[len(prefix) :]}
+        if not names:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
+        entries = [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in sorted(folders)]
+        self.answer_json(entries + [self.describe(name) for name in files])
+
+    def send_file(self, name):
+        data = self.server.files.get(name)
+        if data is None:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        status, span = 200, self.headers.get("Range")
+        if span:
+            first, last = span.removeprefix("bytes=").split("-")
+            last = min(int(last or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            status, data = 206, data[int(first) : last + 1]
+        drop = self.command == "GET" and len(data) > 1000 and self.server.strikes("drop")
+        self.answer(status, data, headers, sent=len(data) // 2 if drop else None)
+
+    def answer_json(self, value):
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def answer(self, status, body, headers, sent=None):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:sent])
+        if sent is not None:
+            self.close_connection = True

@@ -1,0 +1,94 @@
+"""Kill fineweb.py at random moments, start it again each time, and compare with an undisturbed run.
+
+python tests/torture_fineweb.py --kills 20
+"""
+
+import argparse
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from corpus import make_documents, parquet_bytes
+
+SCRIPT = Path(__file__).parents[1] / "fineweb.py"
+
+
+def make_source(folder, files=4, documents=3000):
+    """Parquet files with FineWeb's columns."""
+    folder.mkdir(parents=True)
+    for i in range(files):
+        texts = make_documents(documents, seed=i, words=200)
+        (folder / f"{i:03d}_00000.parquet").write_bytes(parquet_bytes(texts, row_group_size=100))
+    return folder
+
+
+def start(source, out, *args):
+    command = [sys.executable, SCRIPT, "--source", source, "--out", out, "--tokenizer", "byte", *args]
+    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def complete(source, out, *args):
+    """Run to the end. Returns what was printed; raises where the exit code isn't 0."""
+    process = start(source, out, *args)
+    text = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, text
+    return text
+
+
+def checksums(out):
+    """Of every file with a shard's final name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.npy")}
+
+
+def kill_when(process, moment):
+    """kill -9 as soon as `moment()` is true. Returns whether the process was still at work."""
+    while not moment() and process.poll() is None:
+        time.sleep(0.001)
+    at_work = process.poll() is None
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    return at_work
+
+
+def is_part(found, whole):
+    """Whether all final names hold just what they should."""
+    return all(whole.get(name) == digest for name, digest in found.items())
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    settings = parser.parse_args()
+    rng = random.Random(settings.seed)
+    passed = failed = at_work = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = make_source(folder / "source")
+        begin = time.monotonic()
+        complete(source, folder / "undisturbed")
+        seconds = time.monotonic() - begin
+        whole = checksums(folder / "undisturbed")
+        out = folder / "out0"
+        for kill in range(1, settings.kills + 1):
+            end = time.monotonic() + rng.uniform(0, seconds)
+            at_work += kill_when(start(source, out), lambda end=end: time.monotonic() > end)
+            ok = is_part(checksums(out), whole)
+            if (out / "meta.json").exists() or kill == settings.kills:  # finished, or the last kill: complete it
+                complete(source, out)
+                ok = ok and checksums(out) == whole
+                out = folder / f"out{kill}"
+            passed, failed = passed + ok, failed + (not ok)
+            print(f"kill {kill}: {'same shards' if ok else 'DIFFERENT SHARDS'}", flush=True)
+    print(f"{at_work} of {settings.kills} kills hit a run at work")
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
