@@ -46,7 +46,7 @@ class Settings:
     tokenizer: Literal["gpt2", "byte"] = "gpt2"
     """gpt2 (its vocabulary is downloaded once) or byte (nothing to download)"""
     out: str | None = None
-    """folder for the shards; default: data/NAME, named after the source"""
+    """folder for the shards; default: data/NAME after the source (data/NAME_byte for bytes)"""
     val: float = 0.1
     """part of each source's characters, at its end, that is validation"""
     format: Literal["npy", "bin"] = "npy"
@@ -87,7 +87,8 @@ def main(argv=None):
         inspect(settings.inspect)
         return
     name = "+".join(source_name(source) for source in settings.sources)
-    out = Path(settings.out or Path("data", name))
+    suffix = "" if settings.tokenizer == "gpt2" else f"_{settings.tokenizer}"
+    out = Path(settings.out or Path("data", name + suffix))
     progress = open_progress(out, make_request(settings), settings.overwrite)
     if progress is None:
         meta = read_meta(out)

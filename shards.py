@@ -127,8 +127,11 @@ def read_npy_header(path):
             version = np.lib.format.read_magic(f)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(f)
-        except ValueError as error:
-            raise UserError(f"{path} is not a NumPy file ({error}); make this shard anew") from error
+        except OSError:
+            raise
+        except Exception as error:  # NumPy's parser raises whatever a damaged header makes it trip over
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} is not a NumPy file ({reason}); make this shard anew") from error
         if dtype != np.dtype("<u2") or len(shape) != 1:
             raise UserError(f"{path} holds {dtype} of shape {shape}, expected one-dimensional uint16 tokens")
         return f.tell(), shape[0]

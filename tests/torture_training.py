@@ -95,7 +95,7 @@ def damage(content, generator):
 
 
 def damage_files(damages, folder, generator):
-    """Yield whether each damage was noticed: any of a checkpoint, of a shard all but its content, of a log its lines."""
+    """Yield whether each damage was noticed: any of a checkpoint, of a shard its header, of a log its lines."""
     run = folder / "undisturbed"
     newest, log = checkpoint.path_of(run, RUN["max_steps"]), run / "log.txt"
     shard = next((folder / "data").glob("*train*"))
