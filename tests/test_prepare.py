@@ -303,7 +303,7 @@ def test_tinystories_keeps_its_own_validation_split(tmp_path):
         env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
         command = [sys.executable, ROOT / "prepare.py", "tinystories", "--tokenizer", "byte"]
         subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=60)
-    splits = read_documents(tmp_path / "data" / "tinystories")
+    splits = read_documents(tmp_path / "data" / "tinystories_byte")
     assert splits == {"train": stories["train"], "val": stories["validation"]}
 
 
