@@ -2,17 +2,14 @@
 
 A step of decoding multiplies every weight of the model by one vector a row, so on any machine it takes as long as
 reading the weights does. What can be gained: read nothing but the weights (the cache is preallocated and never copied),
-read them in bfloat16, read them in the layout that the processor wants (`packed`), and read them once for many rows.
+read them in the form that the processor wants (`inference.reading`), and read them once for many rows.
 """
 
-import contextlib
-import copy
-
 import torch
-from torch import nn
 
 from errors import UserError
-from model import GPT, KVCache
+from inference import eval_mode
+from model import KVCache
 
 
 @torch.no_grad()
@@ -129,54 +126,3 @@ def uniforms(seed, B, n):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
         rows.append(torch.rand(n, generator=generator))
     return torch.stack(rows) if rows else torch.empty(0, n)
-
-
-def unwrap(model):
-    """The `GPT` inside a compiled or distributed wrapper, or the model itself."""
-    return next(module for module in model.modules() if isinstance(module, GPT))
-
-
-@contextlib.contextmanager
-def eval_mode(model):
-    """No dropout inside; afterwards the model is in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-class PackedLinear(nn.Module):
-    """A linear layer for inference on a CPU: its weight in bfloat16, in the order in which oneDNN reads it.
-
-    A plain weight is brought into that order in each call, which for a single token costs more than the product. The
-    operators are those that torch.compile uses for the same purpose; torch has no public name for them.
-    """
-
-    def __init__(self, linear):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16(), 1)
-        self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, "none", [], "")
-
-
-@torch.no_grad()
-def packed(model):
-    """A copy of `model` for bfloat16 inference on a CPU, with its linear layers packed; other parameters are shared.
-
-    The same numbers as under autocast, about twice as fast for single tokens. Where this build of torch can't pack,
-    the model itself.
-    """
-    share = {id(p): p for p in model.parameters()}
-    copied = copy.deepcopy(model, memo=share)
-    try:
-        for module in list(copied.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child))
-    except (AttributeError, RuntimeError):
-        return model
-    return copied

@@ -24,7 +24,7 @@ from configurator import configure
 from download import download
 from errors import UserError, command
 from files import AtomicFile
-from generate import eval_mode, unwrap
+from inference import reading
 from model import IGNORE
 from tokenizer import get_tokenizer
 from weights import load_model
@@ -39,7 +39,7 @@ PUBLISHED = {  # acc_norm by (n_layer, n_embd), each with the size that it is kn
     (36, 1280): {"GPT-2 774M": 0.431986, "GPT-3 760M": 0.510},
     (48, 1600): {"GPT-2 1558M": 0.488946, "GPT-3 1.3B": 0.547},
 }
-LOGITS_AT_ONCE = 512  # positions whose logits are in memory together: 100 MB in float32
+LOGITS_AT_ONCE = 256  # positions whose logits are in memory together: 50 MB in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,21 +101,19 @@ def evaluate(model, task, run):
     return score(model, task, run).counts()
 
 
-@torch.no_grad()
 def score(model, task, run, progress=False):
     """Score a `Task` with `model`, a GPT or a compiled or distributed wrapper of one; each rank must call it.
 
-    The GPT inside runs uncompiled, so nothing is ever compiled for these shapes. Its mode and torch's random state stay
-    as they are. Batches are the same for any number of ranks, and so are the scores, to the last bit; another
-    `batch_tokens` changes them by rounding only (below 1e-4 in float32, some hundredths in bfloat16).
+    The model and torch's random state stay as they are (see `inference.reading`). Batches are the same for any number
+    of ranks, and so are the scores, to the last bit; another `batch_tokens` changes them by rounding only (below 1e-4
+    in float32, some hundredths in bfloat16).
     """
-    model = unwrap(model)
     losses = torch.zeros(len(task.examples), ENDINGS, device=run.device)
     bar = tqdm(total=sum(len(batch.index) for batch in task.batches), unit="example", disable=not progress)
     so_far = torch.zeros(3, dtype=torch.long)
-    with eval_mode(model), run.autocast(), bar:
+    with reading(model, run) as gpt, bar:
         for batch in task.batches:
-            batch_losses = score_batch(model, batch, run.device)
+            batch_losses = score_batch(gpt, batch, run.device)
             losses[batch.index.to(run.device)] = batch_losses
             if progress:
                 examples = [task.examples[i] for i in batch.index.tolist()]
@@ -132,16 +130,16 @@ def scores_of(examples, losses):
     return Scores(losses.cpu(), lengths, torch.tensor([example.label for example in examples]))
 
 
-def score_batch(model, batch, device):
+def score_batch(gpt, batch, device):
     """Summed losses of the endings, (B, 4), from float32 log-probabilities whatever the matrix products ran in."""
     B, T = batch.ids.shape
     ids, pos, branch, scored, targets = (
         t.to(device, non_blocking=True) for t in (batch.ids, batch.pos, batch.branch, batch.scored, batch.targets)
     )
-    x = model.hidden(ids, SharedContext(pos, branch)).flatten(0, 1)[scored]  # (M, C)
+    x = gpt.hidden(ids, SharedContext(pos, branch)).flatten(0, 1)[scored]  # (M, C)
     losses = torch.zeros(B * T, ENDINGS, device=device)
     for part in torch.arange(len(scored), device=device).split(LOGITS_AT_ONCE):
-        logits = model.logits(x[part]).float()  # (m, V)
+        logits = gpt.logits(x[part]).float()  # (m, V)
         target = targets[part]
         loss = logits.logsumexp(1, keepdim=True) - logits.gather(1, target.clamp(min=0))  # (m, 4)
         losses[scored[part]] = loss.masked_fill(target == IGNORE, 0)

@@ -58,7 +58,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
         else:
             k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None is causal
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None and T > 1)
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, visible, is_causal=visible is None and T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 

@@ -16,13 +16,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 import checkpoint
 import runtime
 from configurator import configure
 from errors import UserError, command
-from generate import check_sampling, generate, packed, unwrap
+from generate import check_sampling, generate
+from inference import reading
 from tokenizer import get_tokenizer
 from weights import load_model
 
@@ -95,12 +94,9 @@ def sample_texts(
     prompt = DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt
     sampling = STYLES[style] if isinstance(style, str) else style
     ids = tokenizer.encode(prompt) or [tokenizer.eot]  # documents begin with end-of-text
-    model = unwrap(model)
-    if run.device.type == "cpu" and run.dtype == torch.bfloat16:
-        model = packed(model)
-    with run.autocast():
+    with reading(model, run) as gpt:
         new = generate(
-            model, [ids] * num_samples, max_new_tokens, seed=seed, eot=tokenizer.eot, on_token=on_token, **sampling
+            gpt, [ids] * num_samples, max_new_tokens, seed=seed, eot=tokenizer.eot, on_token=on_token, **sampling
         )
     return [prompt + TextDecoder(tokenizer).add(ids) for ids in new]
 

@@ -4,7 +4,8 @@ import torch
 
 import runtime
 from benchmarks.measure import Row, memory_bandwidth, time_in_turn
-from generate import generate, packed
+from generate import generate
+from inference import reading
 from model import GPT, GPTConfig
 
 PROMPT, NEW = 32, 128  # tokens
@@ -16,13 +17,11 @@ def run(settings):
     gpt = GPT(config).to(device_run.device).eval()
     hf = hugging_face(device_run)
     bandwidth = memory_bandwidth(device_run.device)
-    on_cpu_in_bf16 = device_run.device.type == "cpu" and device_run.dtype == torch.bfloat16
-    ready = packed(gpt) if on_cpu_in_bf16 else gpt
     rows = []
     for B in (1, 4):
         prompts = torch.randint(config.vocab_size, (B, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
         ways = {
-            "ours": lambda prompts=prompts: ours(ready, prompts, device_run),
+            "ours": lambda prompts=prompts: ours(gpt, prompts, device_run),
             "hf": lambda prompts=prompts: hf_generate(hf, prompts, device_run),
         }
         if B == 1:
@@ -38,8 +37,8 @@ def run(settings):
     return rows
 
 
-def ours(gpt, prompts, device_run):
-    with device_run.autocast():
+def ours(model, prompts, device_run):
+    with reading(model, device_run) as gpt:
         return generate(gpt, prompts, NEW, temperature=0)
 
 
