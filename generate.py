@@ -10,11 +10,22 @@ import torch
 from errors import UserError
 from inference import eval_mode
 from model import KVCache
+from static_decode import GraphedStep, StaticKVCache
 
 
 @torch.no_grad()
 def generate(
-    model, prompts, max_new_tokens, *, temperature=1.0, top_k=0, top_p=1.0, seed=1337, eot=None, on_token=None
+    model,
+    prompts,
+    max_new_tokens,
+    *,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=1337,
+    eot=None,
+    on_token=None,
+    cuda_graph=False,
 ):
     """Continue `prompts`, lists of at least one id each, by up to `max_new_tokens` ids. Returns the new ids, lists too.
 
@@ -27,7 +38,7 @@ def generate(
     block_size / 2, computed anew, and so does a prompt that is longer than the context.
 
     `model` is a `GPT`, not a compiled or distributed wrapper of one; it runs in eval mode, and in the autocast of the
-    caller.
+    caller. `cuda_graph` captures the step (see `static_decode`), which pays from some hundred tokens on.
     """
     if not all(prompts):
         raise UserError("an empty prompt: expected at least one token; begin with the end-of-text id instead")
@@ -37,14 +48,8 @@ def generate(
     contexts = [list(prompt) for prompt in prompts]
     new = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    cache = ids = None
     with eval_mode(model):
-        for step in range(max_new_tokens):
-            if cache is None or max(map(len, contexts)) > model.config.block_size:
-                contexts = [window(context, model.config.block_size) for context in contexts]
-                logits, cache = prefill(model, contexts, max_new_tokens - step)
-            else:
-                logits = decode(model, ids, cache)
+        for step, logits in enumerate(next_logits(model, contexts, max_new_tokens, cuda_graph)):
             ids = next_ids(logits, draws[:, step], temperature, top_k, top_p)  # (B,)
             for row, token in enumerate(ids.tolist()):
                 contexts[row].append(token)  # an ended row runs along, unheard, until the last one ends
@@ -57,6 +62,24 @@ def generate(
             if not running:
                 break
     return new
+
+
+def next_logits(model, contexts, max_new_tokens, cuda_graph=False):
+    """Yield the logits (B, V) of what follows `contexts`, to which the caller then adds one id each, and again."""
+    block_size = model.config.block_size
+    cache = None
+    for step in range(max_new_tokens):
+        if cache is None or max(map(len, contexts)) > block_size:
+            contexts[:] = [window(context, block_size) for context in contexts]
+            logits, cache = prefill(model, contexts, max_new_tokens - step)
+            graphed = None
+        else:
+            ids = torch.tensor([context[-1] for context in contexts], device=cache.k.device)  # (B,)
+            if cuda_graph and graphed is None:
+                cache = StaticKVCache(cache)
+                graphed = GraphedStep(lambda ids, cache: decode(model, ids, cache), ids, cache)
+            logits = graphed(ids) if cuda_graph else decode(model, ids, cache)
+        yield logits
 
 
 def check_sampling(temperature, top_k, top_p):

@@ -25,7 +25,7 @@ from download import download
 from errors import UserError, command
 from files import AtomicFile
 from inference import reading
-from model import IGNORE
+from loss import IGNORE
 from tokenizer import get_tokenizer
 from weights import load_model
 

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 import checkpoint
 import runtime
 from configurator import configure
@@ -68,7 +70,12 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format of matrix products; auto: bfloat16 where the hardware computes in it"""
 
+    cuda_graph: bool = False
+    """on a GPU, capture the decoding step as a CUDA graph: pays for some hundred tokens or more"""
+
     def check(self):
+        if self.cuda_graph and not torch.cuda.is_available():
+            raise UserError("--cuda_graph: this machine (or this build of torch) has no CUDA")
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("--prompt and --prompt_file: expected one of the two")
         if self.max_new_tokens < 1:
@@ -84,7 +91,17 @@ class Config:
 
 
 def sample_texts(
-    model, tokenizer, run, prompt=None, *, num_samples=4, max_new_tokens=32, seed=1337, style="creative", on_token=None
+    model,
+    tokenizer,
+    run,
+    prompt=None,
+    *,
+    num_samples=4,
+    max_new_tokens=32,
+    seed=1337,
+    style="creative",
+    on_token=None,
+    cuda_graph=False,
 ):
     """Continuations of `prompt` (None: the tokenizer's default), prompt included: a list of `num_samples` texts.
 
@@ -94,10 +111,9 @@ def sample_texts(
     prompt = DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt
     sampling = STYLES[style] if isinstance(style, str) else style
     ids = tokenizer.encode(prompt) or [tokenizer.eot]  # documents begin with end-of-text
+    options = {"seed": seed, "eot": tokenizer.eot, "on_token": on_token, "cuda_graph": cuda_graph}
     with reading(model, run) as gpt:
-        new = generate(
-            gpt, [ids] * num_samples, max_new_tokens, seed=seed, eot=tokenizer.eot, on_token=on_token, **sampling
-        )
+        new = generate(gpt, [ids] * num_samples, max_new_tokens, **options, **sampling)
     return [prompt + TextDecoder(tokenizer).add(ids) for ids in new]
 
 
@@ -214,6 +230,7 @@ def main(argv=None):
             seed=config.seed + turn,
             style=config.sampling(),
             on_token=streamer.on_token,
+            cuda_graph=config.cuda_graph,
         )
         streamer.finish()
 

@@ -39,7 +39,7 @@ def run(settings):
 
 def ours(model, prompts, device_run):
     with reading(model, device_run) as gpt:
-        return generate(gpt, prompts, NEW, temperature=0)
+        return generate(gpt, prompts, NEW, temperature=0, cuda_graph=device_run.device.type == "cuda")
 
 
 def hugging_face(device_run):
