@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 import hellaswag
 import runtime
-from benchmarks.measure import Row, matmul_peak, time_in_turn
+from benchmarks.measure import Row, time_in_turn
+from budget import matmul_peak
 from model import GPT, GPTConfig
 
 
@@ -14,7 +15,7 @@ def run(settings):
     config = GPTConfig()
     gpt = GPT(config).to(device_run.device).eval()
     hf = hugging_face(config, device_run)
-    examples = made_up_examples(64 if device_run.device.type == "cpu" else 2048, config.vocab_size)
+    examples = made_up_examples(128 if device_run.device.type == "cpu" else 2048, config.vocab_size)
     groups = hellaswag.batch_by_length(examples, hellaswag.default_batch_tokens(device_run))
     task = hellaswag.Task(examples, [hellaswag.make_batch(examples, group) for group in groups], "")
     few = examples[:: max(1, len(examples) // 16)]  # enough for a steady figure of the slow ones
