@@ -43,6 +43,8 @@ def generate(
     if not all(prompts):
         raise UserError("an empty prompt: expected at least one token; begin with the end-of-text id instead")
     check_sampling(temperature, top_k, top_p)
+    if not prompts:
+        return []
     device = model.transformer.wte.weight.device
     draws = uniforms(seed, len(prompts), max_new_tokens).to(device)  # (B, max_new_tokens)
     contexts = [list(prompt) for prompt in prompts]

@@ -178,9 +178,7 @@ def prepare(run, tokenizer, block_size, *, data=None, limit=None, batch_tokens=N
         raise UserError(f"batch_tokens = {batch_tokens}: expected at least 1")
     if limit is not None and limit < 1:
         raise UserError(f"limit = {limit}: expected at least 1")
-    error, records = run.from_master(try_to_load(data, limit) if run.master else None)
-    if error:
-        raise UserError(error)
+    records = run.from_master(lambda: read_records(data or original_file(), limit))
     examples, note = encode(records, tokenizer, block_size)
     groups = batch_by_length(examples, batch_tokens)[run.rank :: run.world_size]
     return Task(examples, [make_batch(examples, group) for group in groups], note)
@@ -189,13 +187,6 @@ def prepare(run, tokenizer, block_size, *, data=None, limit=None, batch_tokens=N
 def default_batch_tokens(run):
     """Few enough to stay in a CPU's caches; elsewhere enough to keep the device busy."""
     return 2048 if run.device.type == "cpu" else 16384
-
-
-def try_to_load(data, limit):
-    try:
-        return None, read_records(data or original_file(), limit)
-    except UserError as error:
-        return str(error), None
 
 
 def read_records(path, limit=None):

@@ -182,11 +182,19 @@ def read_prompt(config):
             return Path(config.prompt_file).read_text(encoding="utf-8").rstrip("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompt_file {config.prompt_file}: {error}") from error
-    mode = os.fstat(sys.stdin.fileno()).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+    if stdin_is_given():
         print("reading the prompt from standard input", file=sys.stderr, flush=True)
         return sys.stdin.read().rstrip("\n")
     return None
+
+
+def stdin_is_given():
+    """Whether a pipe or a file was connected: no terminal, nor what batch systems put there."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def interact(write):
