@@ -139,7 +139,7 @@ def next_ids(logits, u, temperature=1.0, top_k=0, top_p=1.0):
         before = cumulated - probs
         before[:, 0] = -1  # the first is always kept
         cumulated = probs.masked_fill(before >= top_p, 0).cumsum(-1)
-    passes = u[:, None] * cumulated[:, -1:] * (1 - 2**-22)  # less than the total, after any rounding
+    passes = u[:, None] * cumulated[:, -1:]  # less than the total even rounded, as u is at most 1 - 2^-24
     choice = torch.searchsorted(cumulated, passes, right=True)  # (B, 1)
     return (choice if ids is None else ids.gather(1, choice))[:, 0]
 

@@ -62,6 +62,17 @@ def test_greedy_tokens_are_those_of_hugging_face(gpt):
     assert generate(gpt, [[5, 6, 7]], 12, temperature=0) == [theirs]
 
 
+@pytest.mark.parametrize("padding", [None, [0, 3, 5]])
+@torch.no_grad()
+def test_a_cache_filled_in_pieces_holds_the_same(gpt, padding):
+    gpt.eval()
+    ids = torch.randint(97, (3, 12), generator=torch.Generator().manual_seed(0))
+    cache = KVCache(CONFIG, 3, 12, "cpu", torch.float32, padding=None if padding is None else torch.tensor(padding))
+    pieces = torch.cat([gpt.hidden(piece, cache) for piece in ids.split([6, 1, 2, 3], dim=1)], dim=1)
+    for row, skip in enumerate(padding or [0, 0, 0]):
+        torch.testing.assert_close(pieces[row, skip:], gpt.hidden(ids[row : row + 1, skip:])[0], atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_a_step_of_static_shapes_computes_the_same(gpt):
     gpt.eval()
@@ -149,6 +160,9 @@ def test_the_last_possible_draw_is_still_an_id_with_probability():
     last = torch.full((2,), 1 - 2**-24)  # the largest that torch.rand gives
     assert next_ids(logits, last).tolist() == [2, 3]
     assert next_ids(logits[:1], last[:1], top_k=2).item() == 0
+    many = torch.randn(20_000, 50, generator=torch.Generator().manual_seed(0)) * 3  # totals near 1, rounded up and down
+    many[:, 40:] = -torch.inf
+    assert next_ids(many, last[:1].expand(20_000)).max() < 40
 
 
 def test_the_same_seed_gives_the_same_text_whatever_runs_beside_it(gpt):

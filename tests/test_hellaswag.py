@@ -172,6 +172,17 @@ def test_one_two_and_three_ranks_give_the_same_scores(tmp_path, data, saved):
     assert "--overwrite" in again.stderr
 
 
+def test_a_model_in_training_is_scored_without_dropout_and_left_as_it_was(data):
+    gpt = make_gpt(dataclasses.replace(CONFIG, dropout=0.5))
+    task = prepare(CPU, BYTE, 64, data=data)
+    expected = score(make_gpt(), task, CPU).losses
+    gpt.train()
+    state = torch.get_rng_state()
+    torch.testing.assert_close(score(torch.compile(gpt, backend="eager"), task, CPU).losses, expected)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in gpt.modules())
+
+
 def test_training_goes_on_as_if_nothing_had_been_scored(make_trainer, data):
     graphs = []
 
@@ -201,10 +212,11 @@ def test_training_goes_on_as_if_nothing_had_been_scored(make_trainer, data):
 
 
 def test_an_example_that_is_too_long_is_cut_and_told(data):
-    room = [(0, 1, "x" * 100, ["a", "bb", "ccc", "dddd"]), (1, 0, "short", ["a" * 100, "b", "c", "d"])]
+    room = [(0, 1, "x" * 100 + "the end", ["a", "bb", "ccc", "dddd"]), (1, 0, "short", ["a" * 100, "b", "c", "d"])]
     examples, note = encode(room, BYTE, 64)
     longest = len(" dddd")
     assert len(examples[0].ctx) + longest - 1 == 64, "the longest ending just fits, less its last token"
+    assert BYTE.decode(examples[0].ctx).endswith("xxthe end"), "a context loses its beginning"
     assert examples[0].endings[3] == BYTE.encode(" dddd")
     assert (len(examples[1].ctx), len(examples[1].endings[0])) == (1, 64)
     assert note == "2 of 2 contexts lost their beginning to fit block_size 64, and in 1 examples endings lost their end"
