@@ -154,7 +154,9 @@ def test_corners_of_the_settings():
     assert next_ids(logits, u, top_k=10**6).max() < 97
 
 
-def test_the_last_possible_draw_is_still_an_id_with_probability():
+def test_the_first_and_the_last_possible_draw_are_ids_with_probability():
+    first = next_ids(torch.tensor([[-torch.inf, 0.0, 0.0]]), torch.zeros(1))
+    assert first.item() == 1
     logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).repeat(2, 1)
     logits[1, 3] = 0
     last = torch.full((2,), 1 - 2**-24)  # the largest that torch.rand gives
