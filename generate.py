@@ -2,22 +2,30 @@
 
 A step of decoding multiplies every weight of the model by one vector a row, so on any machine it takes as long as
 reading the weights does. What can be gained: read nothing but the weights (the cache is preallocated and never copied),
-read them in bfloat16, read them in the layout that the processor wants (`packed`), and read them once for many rows.
+read them in the form that the processor wants (`inference.reading`), and read them once for many rows.
 """
 
-import contextlib
-import copy
-
 import torch
-from torch import nn
 
 from errors import UserError
-from model import GPT, KVCache
+from inference import eval_mode
+from model import KVCache
+from static_decode import GraphedStep, StaticKVCache
 
 
 @torch.no_grad()
 def generate(
-    model, prompts, max_new_tokens, *, temperature=1.0, top_k=0, top_p=1.0, seed=1337, eot=None, on_token=None
+    model,
+    prompts,
+    max_new_tokens,
+    *,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=1337,
+    eot=None,
+    on_token=None,
+    cuda_graph=False,
 ):
     """Continue `prompts`, lists of at least one id each, by up to `max_new_tokens` ids. Returns the new ids, lists too.
 
@@ -30,24 +38,20 @@ def generate(
     block_size / 2, computed anew, and so does a prompt that is longer than the context.
 
     `model` is a `GPT`, not a compiled or distributed wrapper of one; it runs in eval mode, and in the autocast of the
-    caller.
+    caller. `cuda_graph` captures the step (see `static_decode`), which pays from some hundred tokens on.
     """
     if not all(prompts):
         raise UserError("an empty prompt: expected at least one token; begin with the end-of-text id instead")
     check_sampling(temperature, top_k, top_p)
+    if not prompts:
+        return []
     device = model.transformer.wte.weight.device
     draws = uniforms(seed, len(prompts), max_new_tokens).to(device)  # (B, max_new_tokens)
     contexts = [list(prompt) for prompt in prompts]
     new = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    cache = ids = None
     with eval_mode(model):
-        for step in range(max_new_tokens):
-            if cache is None or max(map(len, contexts)) > model.config.block_size:
-                contexts = [window(context, model.config.block_size) for context in contexts]
-                logits, cache = prefill(model, contexts, max_new_tokens - step)
-            else:
-                logits = decode(model, ids, cache)
+        for step, logits in enumerate(next_logits(model, contexts, max_new_tokens, cuda_graph)):
             ids = next_ids(logits, draws[:, step], temperature, top_k, top_p)  # (B,)
             for row, token in enumerate(ids.tolist()):
                 contexts[row].append(token)  # an ended row runs along, unheard, until the last one ends
@@ -60,6 +64,24 @@ def generate(
             if not running:
                 break
     return new
+
+
+def next_logits(model, contexts, max_new_tokens, cuda_graph=False):
+    """Yield the logits (B, V) of what follows `contexts`, to which the caller then adds one id each, and again."""
+    block_size = model.config.block_size
+    cache = None
+    for step in range(max_new_tokens):
+        if cache is None or max(map(len, contexts)) > block_size:
+            contexts[:] = [window(context, block_size) for context in contexts]
+            logits, cache = prefill(model, contexts, max_new_tokens - step)
+            graphed = None
+        else:
+            ids = torch.tensor([context[-1] for context in contexts], device=cache.k.device)  # (B,)
+            if cuda_graph and graphed is None:
+                cache = StaticKVCache(cache)
+                graphed = GraphedStep(lambda ids, cache: decode(model, ids, cache), ids, cache)
+            logits = graphed(ids) if cuda_graph else decode(model, ids, cache)
+        yield logits
 
 
 def check_sampling(temperature, top_k, top_p):
@@ -117,7 +139,7 @@ def next_ids(logits, u, temperature=1.0, top_k=0, top_p=1.0):
         before = cumulated - probs
         before[:, 0] = -1  # the first is always kept
         cumulated = probs.masked_fill(before >= top_p, 0).cumsum(-1)
-    passes = u[:, None] * cumulated[:, -1:] * (1 - 2**-22)  # less than the total, after any rounding
+    passes = u[:, None] * cumulated[:, -1:]  # less than the total even rounded, as u is at most 1 - 2^-24
     choice = torch.searchsorted(cumulated, passes, right=True)  # (B, 1)
     return (choice if ids is None else ids.gather(1, choice))[:, 0]
 
@@ -129,54 +151,3 @@ def uniforms(seed, B, n):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
         rows.append(torch.rand(n, generator=generator))
     return torch.stack(rows) if rows else torch.empty(0, n)
-
-
-def unwrap(model):
-    """The `GPT` inside a compiled or distributed wrapper, or the model itself."""
-    return next(module for module in model.modules() if isinstance(module, GPT))
-
-
-@contextlib.contextmanager
-def eval_mode(model):
-    """No dropout inside; afterwards the model is in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-class PackedLinear(nn.Module):
-    """A linear layer for inference on a CPU: its weight in bfloat16, in the order in which oneDNN reads it.
-
-    A plain weight is brought into that order in each call, which for a single token costs more than the product. The
-    operators are those that torch.compile uses for the same purpose; torch has no public name for them.
-    """
-
-    def __init__(self, linear):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16(), 1)
-        self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, "none", [], "")
-
-
-@torch.no_grad()
-def packed(model):
-    """A copy of `model` for bfloat16 inference on a CPU, with its linear layers packed; other parameters are shared.
-
-    The same numbers as under autocast, about twice as fast for single tokens. Where this build of torch can't pack,
-    the model itself.
-    """
-    share = {id(p): p for p in model.parameters()}
-    copied = copy.deepcopy(model, memo=share)
-    try:
-        for module in list(copied.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child))
-    except (AttributeError, RuntimeError):
-        return model
-    return copied

@@ -58,7 +58,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
         else:
             k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None is causal
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None and T > 1)
+            y = cached_attention(q.to(k.dtype), k, v, visible)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -82,6 +82,14 @@ def causal_attention(q, k, v, dropout_p):
         scores += future[start:stop, :stop]  # all of it: a part, changed in place, costs the backward pass two copies
         blocks.append(scores.softmax(-1) @ v[:, :, :stop])
     return torch.cat(blocks, dim=2)
+
+
+def cached_attention(q, k, v, visible):
+    """Queries (B, nh, T, hs) attend to the keys (B, nh, S, hs) that `visible` shows them; None is causal."""
+    if visible is None or q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None and q.size(2) > 1)
+    scores = (q * q.size(3) ** -0.5) @ k.transpose(-2, -1)  # (B, nh, T, S); plain products for the same reason
+    return scores.masked_fill_(~visible, -math.inf).softmax(-1) @ v
 
 
 class MLP(nn.Module):

@@ -22,7 +22,8 @@ import checkpoint
 import runtime
 from configurator import configure
 from errors import UserError, command
-from generate import check_sampling, generate, packed, unwrap
+from generate import check_sampling, generate
+from inference import reading
 from tokenizer import get_tokenizer
 from weights import load_model
 
@@ -69,7 +70,12 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format of matrix products; auto: bfloat16 where the hardware computes in it"""
 
+    cuda_graph: bool = False
+    """on a GPU, capture the decoding step as a CUDA graph: pays for some hundred tokens or more"""
+
     def check(self):
+        if self.cuda_graph and not torch.cuda.is_available():
+            raise UserError("--cuda_graph: this machine (or this build of torch) has no CUDA")
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("--prompt and --prompt_file: expected one of the two")
         if self.max_new_tokens < 1:
@@ -85,7 +91,17 @@ class Config:
 
 
 def sample_texts(
-    model, tokenizer, run, prompt=None, *, num_samples=4, max_new_tokens=32, seed=1337, style="creative", on_token=None
+    model,
+    tokenizer,
+    run,
+    prompt=None,
+    *,
+    num_samples=4,
+    max_new_tokens=32,
+    seed=1337,
+    style="creative",
+    on_token=None,
+    cuda_graph=False,
 ):
     """Continuations of `prompt` (None: the tokenizer's default), prompt included: a list of `num_samples` texts.
 
@@ -95,13 +111,9 @@ def sample_texts(
     prompt = DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt
     sampling = STYLES[style] if isinstance(style, str) else style
     ids = tokenizer.encode(prompt) or [tokenizer.eot]  # documents begin with end-of-text
-    model = unwrap(model)
-    if run.device.type == "cpu" and run.dtype == torch.bfloat16:
-        model = packed(model)
-    with run.autocast():
-        new = generate(
-            model, [ids] * num_samples, max_new_tokens, seed=seed, eot=tokenizer.eot, on_token=on_token, **sampling
-        )
+    options = {"seed": seed, "eot": tokenizer.eot, "on_token": on_token, "cuda_graph": cuda_graph}
+    with reading(model, run) as gpt:
+        new = generate(gpt, [ids] * num_samples, max_new_tokens, **options, **sampling)
     return [prompt + TextDecoder(tokenizer).add(ids) for ids in new]
 
 
@@ -170,11 +182,19 @@ def read_prompt(config):
             return Path(config.prompt_file).read_text(encoding="utf-8").rstrip("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompt_file {config.prompt_file}: {error}") from error
-    mode = os.fstat(sys.stdin.fileno()).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+    if stdin_is_given():
         print("reading the prompt from standard input", file=sys.stderr, flush=True)
         return sys.stdin.read().rstrip("\n")
     return None
+
+
+def stdin_is_given():
+    """Whether a pipe or a file was connected: no terminal, nor what batch systems put there."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def interact(write):
@@ -218,6 +238,7 @@ def main(argv=None):
             seed=config.seed + turn,
             style=config.sampling(),
             on_token=streamer.on_token,
+            cuda_graph=config.cuda_graph,
         )
         streamer.finish()
 
