@@ -106,6 +106,12 @@ class TrainConfig:
     """samples each time"""
     sample_tokens: int = 48
     """new tokens in a sample"""
+    hellaswag_interval: int = 250
+    """steps between HellaSwag scores (log stream hella: acc_norm); 0: none"""
+    hellaswag_limit: int | None = None
+    """score only the first so many of its examples; None: all 10,042"""
+    hellaswag_data: str | None = None
+    """a .jsonl file in HellaSwag's own fields; None: the original, downloaded once"""
     checkpoint_interval: int = 5000
     """steps between checkpoints; 0: only at the end"""
     keep_last: int = 3
@@ -128,7 +134,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr", *ZSCORES):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("log_interval", "val_interval", "sample_interval", "checkpoint_interval"):
+        for name in ("log_interval", "val_interval", "sample_interval", "hellaswag_interval", "checkpoint_interval"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "steps, or 0 for never")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 ≤ value < 1")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import budget
 import checkpoint
+import hellaswag
 import plot
 import runlog
 import runtime
@@ -78,7 +79,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
         self.tokenizer_name = data.tokens.tokenizer
-        self.tokenizer = tokenizer_for_samples(cfg, rt, self.tokenizer_name)
+        self.tokenizer, self.hellaswag = prepare_extras(cfg, rt, self.tokenizer_name, self.raw_model.config)
         self.peak_flops = budget.peak_flops(rt.device, rt.dtype) * rt.world_size
         self.step = 0  # updates made
         self.val_loss = self.val_step = None  # the last validation's, and of the weights after how many updates
@@ -181,10 +182,15 @@ class Trainer:
     # What follows happens between steps: it changes nothing that training depends on, nor counts as its time.
 
     def evaluate(self, last):
-        """What is due of validation and samples. A request to stop cuts it short; a resumed run does it again."""
-        if last or self.step == 0 or due(self.step, self.cfg.val_interval):
+        """What is due of validation, HellaSwag and samples. A request to stop cuts it short; a resume does it again."""
+        cfg, step = self.cfg, self.step
+        if last or step == 0 or due(step, cfg.val_interval):
             self.validate()
-        if not self.stopping and self.cfg.sample_interval and (last or due(self.step, self.cfg.sample_interval)):
+        if self.stopping:
+            return
+        if self.hellaswag and (last or due(step, cfg.hellaswag_interval)):
+            self.score_hellaswag()
+        if self.tokenizer and cfg.sample_interval and step and (last or due(step, cfg.sample_interval)):
             self.sample()
 
     @torch.no_grad()
@@ -215,10 +221,17 @@ class Trainer:
                 self.try_to_write(Path(cfg.log_dir) / "plot.png", functools.partial(plot.plot_runs, [cfg.log_dir]))
         self.restart_clock()
 
+    def score_hellaswag(self):
+        _, correct, total = hellaswag.evaluate(self.raw_model, self.hellaswag, self.rt)
+        self.rt.print(f"HellaSwag acc_norm: {correct}/{total}={correct / total:.4f}")
+        if self.rt.master:
+            self.log.write(self.step, hella=correct / total)
+        self.restart_clock()
+
     def sample(self):
         """Print some of the model's words, drawn from a generator of their own."""
         cfg = self.cfg
-        if self.rt.master and self.tokenizer is not None:
+        if self.rt.master:
             sizes = {"num_samples": cfg.num_samples, "max_new_tokens": cfg.sample_tokens}
             texts = sample_texts(self.raw_model, self.tokenizer, self.rt, cfg.sample_prompt, seed=cfg.seed, **sizes)
             for number, text in enumerate(texts, 1):
@@ -289,15 +302,18 @@ class Trainer:
             setattr(self, name, state[name])
 
 
-def tokenizer_for_samples(cfg, rt, name):
-    """The tokenizer, or None where no samples are wanted or its vocabulary can't be had: that must not end a run."""
-    if not (rt.master and cfg.sample_interval):
-        return None
+def prepare_extras(cfg, rt, tokenizer_name, model_config):
+    """(tokenizer for samples, HellaSwag's examples); None for what isn't wanted or can't be had: no run ends for it."""
+    tokenizer = examples = None
     try:
-        return get_tokenizer(name)
+        if cfg.sample_interval or cfg.hellaswag_interval:
+            tokenizer = get_tokenizer(tokenizer_name)
+        if cfg.hellaswag_interval:
+            chosen = {"data": cfg.hellaswag_data, "limit": cfg.hellaswag_limit}
+            examples = hellaswag.prepare(rt, tokenizer, model_config.block_size, **chosen)
     except UserError as error:
-        rt.print(f"no samples will be shown: {error}")
-        return None
+        rt.print(f"without {'HellaSwag' if tokenizer else 'samples and HellaSwag'}: {error}")
+    return tokenizer, examples
 
 
 def due(step, interval):

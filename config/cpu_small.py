@@ -14,3 +14,4 @@ val_tokens = 20 * 4 * 128
 sample_interval = 100
 num_samples = 2
 checkpoint_interval = 100
+hellaswag_interval = 0

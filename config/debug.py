@@ -19,3 +19,4 @@ val_tokens = 2048
 sample_interval = 30
 sample_tokens = 40
 checkpoint_interval = 30
+hellaswag_interval = 0

@@ -17,3 +17,4 @@ val_interval = 10
 sample_interval = 10
 sample_prompt = "ROMEO:\n"
 checkpoint_interval = 0
+hellaswag_interval = 0

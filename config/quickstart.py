@@ -26,3 +26,4 @@ sample_tokens = 160
 num_samples = 2
 checkpoint_interval = 250
 compile = False  # compiling takes as long as training
+hellaswag_interval = 0

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models are faster so, and tests run side by side
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ TINY = {
     "val_interval": 0,
     "val_tokens": 1024,
     "sample_interval": 0,
+    "hellaswag_interval": 0,
     "checkpoint_interval": 0,
     "device": "cpu",
     "dtype": "float32",
@@ -57,6 +59,15 @@ def write_corpus(folder, text=TEXT, shards=2, val=2000):
 @pytest.fixture
 def corpus(tmp_path):
     return write_corpus(tmp_path / "data")
+
+
+def write_hellaswag(path, examples=7):
+    """A file in HellaSwag's own fields, about sums."""
+    with open(path, "w", encoding="utf-8") as f:
+        for i in range(examples):
+            record = {"ind": i, "ctx": f"{i} plus {i}", "label": i % 4}
+            f.write(json.dumps(record | {"endings": [f"makes {i + j}." for j in range(4)]}) + "\n")
+    return path
 
 
 def as_flags(settings):

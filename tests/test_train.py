@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, as_flags, write_corpus
+from conftest import TINY, as_flags, write_corpus, write_hellaswag
 from torch.nn import functional as F
 
 import train_gpt2
@@ -93,15 +93,18 @@ def test_one_batch_can_be_learned_by_heart(make_trainer):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_evaluation_changes_nothing_in_training(make_trainer, optimizer):
+def test_evaluation_changes_nothing_in_training(make_trainer, tmp_path, optimizer):
     settings = {"dropout": 0.1, "optimizer": optimizer}
+    all_of_it = {"val_interval": 1, "sample_interval": 2, "checkpoint_interval": 2, "sample_tokens": 8}
+    all_of_it |= {"hellaswag_interval": 1, "hellaswag_data": write_hellaswag(tmp_path / "hellaswag.jsonl")}
     losses = []
-    for extras in ({}, {"val_interval": 1, "sample_interval": 2, "checkpoint_interval": 2, "sample_tokens": 8}):
+    for extras in ({}, all_of_it):
         trainer = make_trainer(**settings, **extras)
         trainer.run()
         losses.append(read_log(trainer.cfg.log_dir)["train"].values.tolist())
     assert losses[0] == losses[1]
     assert len(losses[0]) == 5
+    assert read_log(trainer.cfg.log_dir)["hella"].steps.tolist() == list(range(6))
 
 
 def test_validation_is_the_textbooks_mean_over_its_tokens(make_trainer):
@@ -114,16 +117,20 @@ def test_validation_is_the_textbooks_mean_over_its_tokens(make_trainer):
     assert trainer.val_loss == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_nothing_recompiles_after_the_first_evaluation(make_trainer):
-    trainer = make_trainer(compile=True, compile_backend="eager", val_interval=1, sample_interval=1, sample_tokens=4)
+def test_nothing_recompiles_after_the_first_evaluation(make_trainer, tmp_path):
+    extras = {"sample_interval": 1, "sample_tokens": 4, "hellaswag_interval": 1}
+    extras |= {"hellaswag_data": write_hellaswag(tmp_path / "hellaswag.jsonl")}
+    trainer = make_trainer(compile=True, compile_backend="eager", **extras)
     torch._dynamo.reset()
     run_steps(trainer, 1)
     trainer.validate()
+    trainer.score_hellaswag()
     trainer.sample()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for trainer.step in range(1, 4):
             trainer.update()
             trainer.validate()
+            trainer.score_hellaswag()
             trainer.sample()
     compiled = read_log(trainer.cfg.log_dir)["train"].values
     np.testing.assert_allclose(compiled, run_steps(make_trainer(), 4)[0], atol=1e-5)

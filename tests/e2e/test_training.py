@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, as_flags, run_script, torchrun, write_corpus
+from conftest import TINY, as_flags, run_script, torchrun, write_corpus, write_hellaswag
 
 from runlog import read_log
 
@@ -48,6 +48,7 @@ def test_a_run_leaves_a_falling_loss_and_every_file_it_promises(tmp_path):
 def test_two_ranks_train_as_one(tmp_path, optimizer):
     corpus = write_corpus(tmp_path / "data")
     settings = TINY | {"data_dir": corpus, "optimizer": optimizer, "dropout": 0.0, "val_tokens": 992}
+    settings |= {"hellaswag_interval": 2, "hellaswag_data": write_hellaswag(tmp_path / "hellaswag.jsonl")}
     one = run_script("train_gpt2.py", *as_flags(settings | {"log_dir": tmp_path / "one"}))
     two = torchrun(2, "train_gpt2.py", *as_flags(settings | {"log_dir": tmp_path / "two"}))
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
@@ -56,6 +57,7 @@ def test_two_ranks_train_as_one(tmp_path, optimizer):
     for stream in ("train", "norm", "val"):
         assert logs[0][stream].steps.tolist() == logs[1][stream].steps.tolist()
         np.testing.assert_allclose(logs[0][stream].values, logs[1][stream].values, atol=2e-4)
+    assert logs[0]["hella"].values.tolist() == logs[1]["hella"].values.tolist()
     states = [torch.load(tmp_path / name / "model_00005.pt", weights_only=True) for name in ("one", "two")]
     tolerance = 1e-2 if optimizer == "muon" else 2e-5  # muon orthogonalizes in bfloat16, which magnifies rounding
     for name, weight in states[0]["model"].items():
