@@ -18,7 +18,7 @@ from files import AtomicFile
 from runlog import path_of, read_config, read_log
 
 # Okabe & Ito 2008: told apart by colour-blind people too (less its yellow, too faint on white). Runs that share a
-# colour differ in their marker, and every curve bears its name at its end.
+# colour differ in their marker, and each curve of the loss bears its run's name at its end.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv"
 GRAY = "#666666"
@@ -80,9 +80,10 @@ def draw_runs(log_dirs, x="steps"):
 
     runs = [open_run(*item, x) for item in zip(log_dirs, short_names(log_dirs), range(len(log_dirs)), strict=True)]
     panels = {"loss": draw_loss, "hella": draw_hellaswag, "lr": draw_lr, "norm": draw_norm, "speed": draw_speed}
-    upper = ["loss", "loss", "hella"] if any("hella" in run.log for run in runs) else ["loss"] * 3
+    upper = ["loss", "loss", "hella"] if any("hella" in run.log for run in runs) else ["loss"]
     figure = Figure(figsize=(14, 9), layout="constrained")
-    axes = figure.subplot_mosaic([upper, ["lr", "norm", "speed"]], height_ratios=(3, 2))
+    halves = figure.subfigures(2, 1, height_ratios=(3, 2))
+    axes = halves[0].subplot_mosaic([upper]) | halves[1].subplot_mosaic([["lr", "norm", "speed"]])
     figure.suptitle(runs[0].name + describe(runs[0].record) if len(runs) == 1 else f"{len(runs)} runs", fontsize=12)
     for name, axis in axes.items():
         axis.set_xlabel(X_TITLES[x])
@@ -150,19 +151,20 @@ def draw_loss(axis, runs):
         axis.plot(x, smoothed, color=run.color, linewidth=1.6)
         at, val = run.points("val")
         axis.plot(at, val, color=run.color, marker=run.marker, markersize=5, linestyle="--", linewidth=1.2)
-        name = "" if len(runs) == 1 else run.name + " "
-        labels += end_label(x, smoothed, f"{name}train {{:.3f}}", run.color)
-        labels += end_label(at, val, f"{name}val {{:.4f}}", run.color)
-        known = np.concatenate([smoothed, val])
-        known = known[np.isfinite(known)]
+        name = "" if len(runs) == 1 else run.name + ": "
+        label = end_label(at, val, f"{name}val {{:.4f}}", run)
+        if len(runs) == 1 or not label:  # a label a run is enough where there are many
+            label += end_label(x, smoothed, f"{name}train {{:.3f}}", run)
+        labels += label
+        known = next((values[np.isfinite(values)] for values in (smoothed, val) if np.isfinite(values).any()), [])
         if len(known):
-            lowest.append(min(known.min(), np.nanquantile(np.append(loss, known), 0.02)))
-            highest.append(np.quantile(smoothed[np.isfinite(smoothed)] if len(x) else known, 0.96))
+            lowest.append(np.nanmin(np.concatenate([known, val])))
+            highest.append(np.quantile(known, 0.9))
     goals = figures_for(runs, references.FINEWEB_EDU_LOSS) if any(map(is_fineweb_edu, runs)) else {}
     labels += draw_goals(axis, goals, "{} {:.4f}")
     if lowest:  # the first steps' fall would flatten all that follows
         low, high = min([*lowest, *goals.values()]), max([*highest, *goals.values()])
-        axis.set_ylim(low - 0.06 * (high - low) - 0.01, high + 0.2 * (high - low) + 0.01)
+        axis.set_ylim(low - 0.06 * (high - low) - 0.01, high + 0.25 * (high - low) + 0.01)
     axis.set_title("loss, nats a token (solid: training, smoothed; dashed: validation)")
     place_labels(axis, labels)
 
@@ -172,7 +174,7 @@ def draw_hellaswag(axis, runs):
     for run in runs:
         x, accuracy = run.points("hella")
         axis.plot(x, accuracy, color=run.color, marker=run.marker, markersize=5, linewidth=1.6)
-        labels += end_label(x, accuracy, "{:.4f}" if len(runs) == 1 else f"{run.name} {{:.4f}}", run.color)
+        labels += end_label(x, accuracy, "{:.4f}", run)
     goals = {"chance": references.HELLASWAG_CHANCE} | figures_for(runs, references.HELLASWAG)
     labels += draw_goals(axis, goals, "{} {:.3f}")
     axis.set_title("HellaSwag accuracy (acc_norm)")
@@ -186,7 +188,7 @@ def draw_lr(axis, runs):
     axis.set_ylim(bottom=0)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axis.set_title("learning rate")
-    name_runs(axis, runs, "lr", "{:.1e}")
+    label_value(axis, runs, "lr", "{:.1e}")
 
 
 def draw_norm(axis, runs):
@@ -200,7 +202,7 @@ def draw_norm(axis, runs):
         highest += [np.quantile(known, 0.98)] if len(known) else []
     axis.set_ylim(0, 1.3 * max(highest) if highest and max(highest) > 0 else None)
     axis.set_title("gradient norm before clipping")
-    name_runs(axis, runs, "norm", "{:.2f}")
+    label_value(axis, runs, "norm", "{:.2f}")
 
 
 def draw_speed(axis, runs):
@@ -210,26 +212,25 @@ def draw_speed(axis, runs):
         axis.plot(x, smooth(speed), color=run.color, linewidth=1.6)
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title("throughput, tokens/s")
-    name_runs(axis, runs, "tok_per_sec", "{:,.0f}")
+    medians = [np.nanmedian(run.points("tok_per_sec")[1]) for run in runs if "tok_per_sec" in run.log]
+    axis.set_title("throughput, tokens/s" + (f" (median {medians[0]:,.0f})" if len(runs) == len(medians) == 1 else ""))
+    label_value(axis, runs, "tok_per_sec", "{:,.0f}")
 
 
-def name_runs(axis, runs, stream, number):
-    """Label each run's curve of `stream` at its end: with its value, or, beside others, with its name."""
-    labels = []
-    for run in runs:
-        x, values = run.points(stream)
-        labels += end_label(x, smooth(values), number if len(runs) == 1 else run.name, run.color)
-    place_labels(axis, labels)
+def label_value(axis, runs, stream, number):
+    """Write a single run's last value at its curve's end; the colours of several are named in the panel above."""
+    if len(runs) == 1:
+        x, values = runs[0].points(stream)
+        place_labels(axis, end_label(x, smooth(values), number, runs[0]))
 
 
-def end_label(x, values, text, color):
+def end_label(x, values, text, run):
     """[(x, y, text, color)] of a curve's last finite point, or []; `{}` in the text becomes its value."""
     finite = np.flatnonzero(np.isfinite(values))
     if len(finite) == 0:
         return []
     last = finite[-1]
-    return [(x[last], values[last], text.format(values[last]), color)]
+    return [(x[last], values[last], text.format(values[last]), run.color)]
 
 
 def draw_goals(axis, goals, text):
@@ -258,8 +259,8 @@ def place_labels(axis, labels):
     if not labels:
         return
     low, high = axis.get_ylim()
-    height = axis.figure.get_size_inches()[1] * 72 * axis.get_position().height * 0.9  # in points, about
-    gap = 1.25 * LABEL_PT / height
+    height = axis.get_window_extent().height / axis.figure.dpi * 72  # in points, about: the layout is yet to come
+    gap = 1.35 * LABEL_PT / height
     labels = sorted(labels, key=lambda label: label[1])
     wanted = [min(max((y - low) / (high - low), 0.0), 1.0) for _, y, _, _ in labels]  # 0 bottom … 1 top
     for (x, y, text, color), place in zip(labels, spread(wanted, gap), strict=True):
@@ -300,14 +301,17 @@ def middle(group, gap):
 
 
 def smooth(values):
-    """The mean over a window of about a thirtieth of all values around each: no lag; NaNs are left out. (n,) → (n,)"""
-    half = len(values) // 60
-    known = np.isfinite(values)
+    """The mean over a window of about a thirtieth of all values around each, NaNs left out: (n,) → (n,).
+
+    At the start the window is short to both sides, where the loss falls fast; at the end it reaches back only.
+    """
+    n, known = len(values), np.isfinite(values)
     sums, counts = (np.cumsum(np.append(0, a)) for a in (np.where(known, values, 0.0), known))
-    reach = np.minimum(half, np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]))  # even to both sides
-    after, before = np.arange(len(values)) + reach + 1, np.arange(len(values)) - reach
+    i = np.arange(n)
+    before = np.minimum(n // 60, i)
+    stop = np.minimum(i + before, n - 1) + 1
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (sums[after] - sums[before]) / (counts[after] - counts[before])
+        return (sums[stop] - sums[i - before]) / (counts[stop] - counts[i - before])
 
 
 @command
