@@ -85,7 +85,7 @@ def check_earlier(point):
     """Raise `UserError` where the point's folder holds a run with other settings than are asked for now."""
     was = runlog.read_config(point.config.log_dir).get("config", {})
     for name, value in dataclasses.asdict(point.config).items():
-        if name in was and name not in NOT_THE_RUN and was[name] != value:
+        if name in was and name not in NOT_THE_RUN and was[name] != value != "auto":
             raise UserError(
                 f"{point.config.log_dir} was made with {name} = {was[name]}, asked for is {value}: give another"
                 " --log_dir, or --overwrite"
