@@ -61,7 +61,7 @@ class Run:
         if stream not in self.log:
             return np.empty(0), np.empty(0)
         steps, values = self.log[stream]
-        return self.x(steps), np.where(np.isfinite(values), values, np.nan)
+        return self.x(steps), values
 
 
 def plot_runs(log_dirs, out, x="steps"):
@@ -281,23 +281,20 @@ def place_labels(axis, labels):
 
 def spread(wanted, gap):
     """Places near `wanted` (sorted, 0 … 1), at least `gap` apart: those that collide share out the room around them."""
-    groups = []  # [sum of wanted places, count]: each a stack of neighbours around their mean
+    stacks = []  # lists of neighbours' wanted places
     for place in wanted:
-        groups.append([place, 1])
-        while (
-            len(groups) > 1
-            and middle(groups[-1], gap) - middle(groups[-2], gap) < gap * sum(count for _, count in groups[-2:]) / 2
-        ):
-            total, count = groups.pop()
-            groups[-1] = [groups[-1][0] + total, groups[-1][1] + count]
-    return [middle(g, gap) + gap * (i - (g[1] - 1) / 2) for g in groups for i in range(g[1])]
+        stacks.append([place])
+        while len(stacks) > 1 and places_of(stacks[-1], gap)[0] - places_of(stacks[-2], gap)[-1] < gap:
+            stacks[-2:] = [stacks[-2] + stacks[-1]]
+    return [place for stack in stacks for place in places_of(stack, gap)]
 
 
-def middle(group, gap):
-    """Where a stack of labels is centred: at the mean of their places, but within the axis if it fits."""
-    total, count = group
-    half = min(gap * (count - 1) / 2, 0.5)
-    return min(max(total / count, half), 1 - half)
+def places_of(stack, gap):
+    """A stack of labels around the mean of the places they want, but within 0 … 1 where it fits there."""
+    half = gap * (len(stack) - 1) / 2
+    room = min(half, 0.5)
+    middle = min(max(sum(stack) / len(stack), room), 1 - room)
+    return [middle - half + gap * i for i in range(len(stack))]
 
 
 def smooth(values):

@@ -27,7 +27,7 @@ def test_a_sweep_trains_the_grid_once_and_shows_the_best_first(corpus, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.glob("sweep/*/*.pt")}
     again = run_script("sweep.py", *flags)
     assert again.stdout.count("done before") == 2
-    assert "step " not in again.stdout
+    assert "device:" not in again.stdout
     assert again.stdout.split("\n\n")[-1].splitlines() == table
     assert {path: path.read_bytes() for path in tmp_path.glob("sweep/*/*.pt")} == before
 
