@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import budget
 import checkpoint
 import runlog
 from dataloader import Windows
+from environment import describe_environment
 from errors import UserError
+from files import AtomicFile
 from model import GPT, GPTConfig
 from shards import TokenData, open_data, shard_name, write_meta, write_shard
 from tokenizer import VOCAB_SIZES, get_tokenizer
@@ -162,15 +163,24 @@ def print_banner(cfg, rt, data, model, loader, optimizers):
     rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({parts})")
 
 
-def describe_run(cfg, rt):
-    """Keep settings and environment beside the log (`config.json`), so that the run can be understood a year later."""
-    environment = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type,
-        "dtype": budget.dtype_name(rt.dtype),
-        "world_size": rt.world_size,
+def describe_run(cfg, rt, data, model, step):
+    """Keep what made the run beside its log, in `config.json`: settings, data, model, and what it runs on.
+
+    A resumed run's file also says what its earlier starts ran on.
+    """
+    before = runlog.read_config(cfg.log_dir) if step else {}
+    earlier = before.get("earlier_starts", []) + ([before["environment"]] if "environment" in before else [])
+    tokens = data.tokens
+    record = {
+        "config": dataclasses.asdict(cfg),
+        "data": {
+            "source": tokens.meta.get("source"),
+            "tokenizer": tokens.tokenizer,
+            **{split: tokens.tokens(split) for split in tokens.splits},
+        },
+        "model": dataclasses.asdict(model.config) | {"parameters": budget.count_params(model.config)},
+        "environment": {"from_step": step} | describe_environment(rt),
+        "earlier_starts": earlier,
     }
-    text = json.dumps({"config": dataclasses.asdict(cfg), "environment": environment}, indent=1)
-    (Path(cfg.log_dir) / "config.json").write_text(text + "\n", encoding="utf-8")
+    with AtomicFile(runlog.config_path(cfg.log_dir)) as f:
+        f.write(json.dumps(record, indent=1).encode() + b"\n")

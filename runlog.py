@@ -3,6 +3,7 @@
 Three fields split on a space are read by every notebook written for this format: `250 val 3.2924`.
 """
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -28,10 +29,14 @@ class Stream(NamedTuple):
 
 
 class RunLog:
-    """`LOG_DIR/log.txt`, appended to. `from_step` is where the run (re)starts: lines of it and of later go."""
+    """`LOG_DIR/log.txt`, appended to. `from_step` is where the run (re)starts: lines of it and of later go.
 
-    def __init__(self, log_dir, from_step=0):
+    `sinks` are told the same: see sinks.py.
+    """
+
+    def __init__(self, log_dir, from_step=0, sinks=()):
         self.path = path_of(log_dir)
+        self.sinks = sinks
         if self.path.exists():
             kept = [f"{step} {name} {text}\n" for step, name, text in read_lines(self.path) if step < from_step]
             with AtomicFile(self.path) as f:
@@ -45,6 +50,8 @@ class RunLog:
         try:
             for line in lines:
                 self.file.write(line)
+            for sink in self.sinks:
+                sink.write(step, values)
         except OSError as error:  # a full disk must not end a run; the lines wait in memory
             if not self.warned:
                 print(f"warning: {self.path} can't be written for now ({error.strerror})", flush=True)
@@ -56,6 +63,19 @@ class RunLog:
 
 def path_of(log_dir):
     return Path(log_dir) / "log.txt"
+
+
+def config_path(log_dir):
+    return Path(log_dir) / "config.json"
+
+
+def read_config(log_dir):
+    """What stands beside a log of what made the run, or {} where nothing (readable) does: a log made elsewhere."""
+    try:
+        record = json.loads(config_path(log_dir).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def read_log(path):

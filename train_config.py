@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from errors import UserError
+from sinks import require_installed
 
 ZSCORES = ("skip_loss_zscore", "skip_norm_zscore")
 
@@ -118,6 +119,10 @@ class TrainConfig:
     """checkpoints kept, beside the best by validation loss; 0: all"""
     on_checkpoint_error: Literal["continue", "stop"] = "continue"
     """when a checkpoint can't be written (a full disk): go on without it, or stop"""
+    tensorboard: bool = False
+    """log to TensorBoard too, in log_dir/tensorboard"""
+    wandb: bool = False
+    """log to Weights & Biases too"""
 
     def check(self):
         """Raise `UserError` for a value that no run could use."""
@@ -141,6 +146,9 @@ class TrainConfig:
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
+        for package in ("tensorboard", "wandb"):
+            if getattr(self, package):
+                require_installed(package)
 
     def check_batch(self, world_size):
         """Raise `UserError` where total_batch_size is not a whole number of micro-batches; name the nearest that is."""

@@ -31,6 +31,7 @@ from optimizer import build_optimizers
 from outliers import OutlierDetector
 from run_setup import build_model, check_resume, claim_log_dir, describe_run, open_run_data, print_banner, wrap_model
 from sample import sample_texts
+from sinks import open_sinks
 from stop import StopRequest
 from tokenizer import get_tokenizer
 from train_config import TrainConfig
@@ -90,9 +91,9 @@ class Trainer:
         if state is not None:
             self.load_state_dict(state)
         self.start_step = self.step
-        self.log = runlog.RunLog(cfg.log_dir, self.step) if rt.master else None
         if rt.master:
-            describe_run(cfg, rt)
+            self.log = runlog.RunLog(cfg.log_dir, self.step, open_sinks(cfg, self.step))
+            describe_run(cfg, rt, data, self.raw_model, self.step)
         print_banner(cfg, rt, data, self.raw_model, self.loader, self.optimizers)
 
     def run(self):

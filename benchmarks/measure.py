@@ -10,6 +10,8 @@ from importlib.metadata import version
 
 import torch
 
+from environment import cpu_name
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,11 +68,6 @@ def machine(device):
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "tiktoken"))
     return f"{name}{threads}; {platform.system()}, Python {platform.python_version()}, {packages}"
-
-
-def cpu_name():
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return capabilities.get("cpu_name") or platform.processor() or platform.machine()
 
 
 def print_rows(rows):

@@ -13,13 +13,16 @@ import sys
 import time
 
 import torch
+from torch.nn import functional as F
 
 import budget
+import model as model_file
 import runtime
 from benchmarks.measure import Row, peak_rss
 from errors import UserError
+from loss import IGNORE
 from model import GPT, GPTConfig
-from optimizer import build_optimizers
+from optimizer import Optimizers, build_optimizers
 
 OURS, HUGGING_FACE = "ours", "Hugging Face"
 
@@ -36,8 +39,13 @@ class Variant:
     n_layer: int = 12
     compile: bool = False
     keep_memory: bool = True  # runtime.keep_freed_memory: ours always, Hugging Face's on request
+    tf32: bool = True  # CUDA: for what stays float32
+    attention: str = "ours"  # or "sdpa", or "naive": all scores of a row in memory
+    pad_vocabulary: bool = True
+    fused: bool = True  # AdamW in one kernel
+    head_loss: bool = True  # loss.head_loss rather than torch's cross-entropy
     grad_accum_steps: int = 1
-    warmup: int = 1
+    warmup: int = 2
     runs: int = 5
 
 
@@ -134,6 +142,9 @@ def cuda_rows(settings):
 def worker(variant):
     """Train on random tokens and time each step; prints a `Result` as JSON."""
     rt = runtime.start(variant.device, variant.dtype, seed=1337, keep_memory=variant.keep_memory)
+    if not variant.tf32:
+        torch.set_float32_matmul_precision("highest")
+    leave_out(variant)
     step = (ours if variant.code == OURS else hugging_face)(variant, rt)
     generator = torch.Generator().manual_seed(rt.rank)
     seconds = []
@@ -152,6 +163,35 @@ def worker(variant):
     rt.stop()
 
 
+def leave_out(variant):
+    """Take out of this process what a lower rung of the ladder does without."""
+    if variant.attention == "sdpa":
+        model_file.causal_attention = sdpa_attention
+    if variant.attention == "naive":
+        model_file.causal_attention = naive_attention
+    if not variant.pad_vocabulary:
+        model_file.VOCAB_MULTIPLE = 1
+    if not variant.head_loss:
+        model_file.head_loss = plain_loss
+
+
+def sdpa_attention(q, k, v, dropout_p):
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+
+
+def naive_attention(q, k, v, dropout_p):
+    """Attention as its formula has it: scores (B, nh, T, T), a mask, a softmax, a product."""
+    T, hs = q.shape[2:]
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.transpose(-2, -1) * hs**-0.5).masked_fill(future, float("-inf"))
+    return F.softmax(scores, dim=-1) @ v
+
+
+def plain_loss(x, weight, targets, vocab_size):
+    logits = F.linear(x, weight)[:, :vocab_size].float()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+
+
 def ours(variant, rt):
     """A function that makes one update, as `train_gpt2.Trainer.update` does."""
     from run_setup import wrap_model
@@ -160,6 +200,10 @@ def ours(variant, rt):
     model = GPT(GPTConfig(n_layer=variant.n_layer)).to(rt.device)
     _, train_model = wrap_model(model, TrainConfig(compile=variant.compile), rt)
     optimizers = build_optimizers(model, "adamw", 6e-4, (0.9, 0.95), 1e-8, 0.1)
+    if not variant.fused:  # one small kernel after the other
+        groups = model.optimizer_groups(0.1)
+        unfused = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), foreach=False)
+        optimizers = Optimizers([unfused], fused=False)
     scaler = torch.amp.GradScaler(rt.device.type, enabled=False)
 
     def step(tokens):

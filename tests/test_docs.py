@@ -1,0 +1,96 @@
+"""Every command in README.md and docs/ names scripts, recipes and flags that are there."""
+
+import ast
+import importlib
+import re
+import shlex
+import typing
+
+import pytest
+from conftest import ROOT
+from torch.distributed.run import get_args_parser
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path"}  # of uv and of the evaluation harness
+
+
+def command_lines(text):
+    """The commands of a page: lines of its blocks of code, and inline code, that start one of our scripts."""
+    joined = text.replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", joined, re.M | re.S)
+    indented = re.findall(r"^    (\S.*)$", joined, re.M)
+    lines = [line for block in blocks for line in block.splitlines()] + indented
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", joined, flags=re.M | re.S))
+    return [line.split("  #")[0].strip() for line in lines if re.match(r"\S*(python3?|torchrun) \S", line.strip())]
+
+
+def commands():
+    return [(page.name, line) for page in PAGES for line in command_lines(page.read_text(encoding="utf-8"))]
+
+
+def settings_of(script):
+    """The settings that a script takes, {name: type}: of the class that it hands to `configure`."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "configure":
+            return typing.get_type_hints(getattr(module, node.args[0].id))
+    raise AssertionError(f"{script} has no settings")
+
+
+def is_flag(name, settings):
+    name = name.lstrip("-").partition("=")[0].replace("-", "_")
+    return name in settings or name.removeprefix("no_") in settings or name == "help"
+
+
+def faults(line):
+    """What a command names that isn't there."""
+    words = [word for word in shlex.split(line) if word != "..."]
+    script = next((word for word in words if word.endswith(".py")), None)
+    if script is None or "-m" in words[:2]:
+        return []
+    before, after = words[1 : words.index(script)], words[words.index(script) + 1 :]
+    if not (ROOT / script).exists():
+        return [script]
+    torchrun = {option for action in get_args_parser()._actions for option in action.option_strings}
+    missing = [word for word in before if word.startswith("-") and word.partition("=")[0] not in torchrun]
+    settings = settings_of(script)
+    missing += [word for word in after if word.startswith("--") and not is_flag(word, settings)]
+    files = [word for word in after if re.fullmatch(r"config/\w+\.py", word)]
+    return missing + [file for file in files if not (ROOT / file).exists()]
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda text: text[:60])
+def test_a_command_can_be_run(page, line):
+    assert faults(line) == []
+
+
+def test_the_check_finds_what_is_not_there():
+    assert faults("python train_gpt2.py config/debug.py --max_lrr 3") == ["--max_lrr"]
+    assert faults("python train_gpt2.py config/absent.py --no-compile") == ["config/absent.py"]
+    assert faults("torchrun --standalone --nproc=2 trane.py") == ["trane.py"]
+    assert faults("torchrun --standalon train_gpt2.py") == ["--standalon"]
+    assert command_lines("text\n\n    python a.py --x   # why\n\n`python b.py` and\n```sh\npython c.py\n```\n") == [
+        "python c.py",
+        "python a.py --x",
+        "python b.py",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_flags_that_a_page_mentions_exist(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    if page.name == "coming_from.md":  # the first column of its tables is theirs
+        text = re.sub(r"^\|.*?\|", "", text, flags=re.M)
+    inline = re.findall(r"`([^`\n]+)`", text)
+    torchrun = {option for action in get_args_parser()._actions for option in action.option_strings}
+    scripts = [path.name for path in ROOT.glob("*.py") if "configure(" in path.read_text(encoding="utf-8")]
+    scripts.remove("configurator.py")
+    settings = {name for script in scripts for name in settings_of(script)}
+    for words in inline:
+        for flag in re.findall(r"(?<!\S)--[\w-]+", words) if re.match(r"--|python|torchrun", words) else ():
+            known = flag in FOREIGN or flag in torchrun or flag.replace("_", "-") in torchrun
+            assert known or is_flag(flag, settings), flag
+        if re.fullmatch(r"(benchmarks|config|docs|notebooks|scripts|tests)/[\w.]+\.\w+", words):
+            assert (ROOT / words).exists(), words
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (page.parent / link).exists(), link

@@ -1,0 +1,66 @@
+"""The notebooks run from top to bottom on a tiny run, and are kept without outputs."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs(path):
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    pytest.importorskip("ipykernel")
+    return pytest.importorskip("nbclient")
+
+
+def run_notebook(kernel, name, parameters):
+    """Run a notebook with its cell of parameters replaced; returns the notebook with its outputs."""
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert {line.split(" = ")[0] for line in cell.source.splitlines()} == set(parameters)
+    cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    client = kernel.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT / "notebooks"}})
+    return client.execute()
+
+
+def pictures(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def printed(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def test_plot_log_shows_a_run(kernel, make_trainer, tmp_path):
+    make_trainer(max_steps=3).run()
+    done = run_notebook(kernel, "plot_log.ipynb", {"LOG_DIRS": [str(tmp_path / "log")], "X": "tokens"})
+    assert pictures(done) == 1
+    assert "val" in printed(done)
+
+
+def test_look_inside_shows_a_checkpoint(kernel, make_trainer, tmp_path):
+    make_trainer(max_steps=2).run()
+    checkpoint = str(tmp_path / "log" / "model_00002.pt")
+    done = run_notebook(kernel, "look_inside.ipynb", {"MODEL": checkpoint, "PROMPT": "3 plus 4 makes"})
+    assert pictures(done) == 4
+    words = printed(done)
+    grown, kept = map(float, re.findall(r"the stream's standard deviation is ([\d.]+)", words))
+    assert grown == pytest.approx(96**0.5, rel=0.1)
+    assert kept == pytest.approx(1.0, rel=0.1)
+    assert "4 parts, divided: 1.000000 times" in words
+    assert "4 parts, not divided: 4.000000 times" in words
