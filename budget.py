@@ -87,22 +87,24 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=False):
-    """An estimate of the peak, float32 weights with autocast to `dtype`; see `Memory`."""
-    C, half = config.n_embd, dtype.itemsize
+def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=False, device_type="cuda"):
+    """An estimate of the peak while gradients accumulate: float32 weights, autocast to `dtype`; see `Memory`."""
+    C, size = config.n_embd, dtype.itemsize
     padded = count_params(config) + (config.padded_vocab_size - config.vocab_size) * C
     matrices = config.n_layer * 12 * C * C
     states = 2 * padded - (matrices if optimizer == "muon" else 0)
-    # Kept for the backward pass, per token and block: the residual stream twice and two LayerNorm outputs in float32,
-    # and in the matrix products' format their inputs (C, C, C, 4C), qkv (3C), attention's output (C)
-    # and GELU's input (4C).
-    a_block = 4 * C * 4 + 15 * C * half
+    # Kept for the backward pass, per token and block: the residual stream twice, in float32; in the matrix products'
+    # format their inputs (C, C, C, 4C), queries, keys and values (3C, on a CPU 7C with copies) and GELU's input (4C).
+    blocked = device_type == "cpu" and dtype == torch.bfloat16  # model.causal_attention, which keeps probabilities
+    a_block = 2 * C * 4 + (18 if blocked else 14) * C * size + (0.75 * config.n_head * T * size if blocked else 0)
     layers = (4 * C * config.n_layer + a_block) if activation_checkpointing else a_block * config.n_layer
-    casts = 0 if dtype == torch.float32 else half * (matrices + config.padded_vocab_size * C)
+    casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
+    # A CPU turns logits into their gradient in place (loss.HeadLoss); elsewhere both stand in float32 beside them.
+    logits = size if device_type == "cpu" else size + 8
     return Memory(
         parameters=4 * padded,
-        gradients=4 * padded,
+        gradients=4 * (padded + 2 * config.padded_vocab_size * C),  # the embedding's two uses, before they are added
         optimizer=4 * states,
-        activations=B * T * layers + casts,
-        logits=B * T * config.padded_vocab_size * (half + 4 + 4),  # logits, their float32 copy and its gradient
+        activations=int(B * T * layers + casts),
+        logits=B * T * config.padded_vocab_size * logits,
     )

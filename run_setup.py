@@ -158,7 +158,7 @@ def print_banner(cfg, rt, data, model, loader, optimizers):
     rt.print(
         f"using fused AdamW: {optimizers.fused}" + ", and Muon for the blocks' matrices" * (cfg.optimizer == "muon")
     )
-    memory = budget.memory(config, cfg.B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing)
+    memory = budget.memory(config, cfg.B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing, rt.device.type)
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
     rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({parts})")
 

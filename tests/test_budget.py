@@ -1,7 +1,12 @@
 """The formulas of cost equal what is counted."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,3 +48,44 @@ def test_mfu_of_a_known_case():
     per_token = 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
     assert budget.flops_per_token(config, 1024) == per_token
     assert budget.mfu(config, 1024, tokens_per_s=1e6, peak=989e12) == pytest.approx(per_token * 1e6 / 989e12)
+
+
+MEASURE = """
+import json, sys
+import torch
+import runtime, budget
+from benchmarks.measure import peak_rss
+from model import GPT, GPTConfig
+from optimizer import build_optimizers
+
+dtype, n_layer, n_embd, B, T = json.loads(sys.argv[1])
+rt = runtime.start("cpu", dtype, keep_memory=False)  # its price is fragmentation, which no formula knows
+a = torch.randn(64, 64)
+with rt.autocast():
+    (a @ a).sum()  # libraries load what they need
+before = peak_rss()
+config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=n_embd, block_size=T)
+model = GPT(config)
+optimizers = build_optimizers(model, "adamw", 1e-4, (0.9, 0.95), 1e-8, 0.1)
+scaler = torch.amp.GradScaler("cpu", enabled=False)
+for step in range(2):
+    for micro_step in range(2):
+        idx = torch.randint(50257, (B, T + 1))
+        with rt.autocast():
+            loss = model(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+    optimizers.step(scaler)
+    optimizers.zero_grad()
+estimate = budget.memory(config, B, T, rt.dtype, device_type="cpu").total
+print(json.dumps([peak_rss() - before, estimate]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' peak counts differently")
+@pytest.mark.parametrize("case", [("bfloat16", 4, 384, 4, 512), ("float32", 3, 384, 4, 256)])
+def test_the_estimate_of_memory_is_within_a_fifth_of_the_peak(case):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(case)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    measured, estimate = json.loads(done.stdout.splitlines()[-1])
+    assert estimate == pytest.approx(measured, rel=0.2), (measured / 1e6, estimate / 1e6)
