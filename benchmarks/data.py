@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import loader
 from benchmarks.measure import Row
 from errors import UserError
 from prepare import stdlib_files
@@ -22,7 +23,7 @@ DOCUMENT = 4000  # characters, about as in FineWeb
 
 
 def run(settings):
-    return tokenize_rows()
+    return [*loader.rows(), *tokenize_rows()]
 
 
 def tokenize_rows():
