@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
+import references
 import runtime
 from configurator import configure
 from download import download
@@ -33,12 +34,6 @@ URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # as in Hugging Face's datasets, 2020
 DEFAULT_PATH = Path("data/hellaswag/hellaswag_val.jsonl")
 ENDINGS = 4
-PUBLISHED = {  # acc_norm by (n_layer, n_embd), each with the size that it is known by
-    (12, 768): {"GPT-2 124M": 0.294463, "GPT-3 124M": 0.337},
-    (24, 1024): {"GPT-2 350M": 0.375224, "GPT-3 350M": 0.436},
-    (36, 1280): {"GPT-2 774M": 0.431986, "GPT-3 760M": 0.510},
-    (48, 1600): {"GPT-2 1558M": 0.488946, "GPT-3 1.3B": 0.547},
-}
 LOGITS_AT_ONCE = 256  # positions whose logits are in memory together: 50 MB in float32
 
 
@@ -357,7 +352,7 @@ def report(run, scores, config):
     run.print(f"acc: {correct}/{n}={correct / n:.4f}  acc_norm: {correct_norm}/{n}={correct_norm / n:.4f}")
     low, high, low_norm, high_norm = *interval(correct, n), *interval(correct_norm, n)
     run.print(f"95% interval: acc {low:.4f} to {high:.4f}, acc_norm {low_norm:.4f} to {high_norm:.4f}")
-    published = PUBLISHED.get((config.n_layer, config.n_embd), {})
+    published = references.HELLASWAG.get((config.n_layer, config.n_embd), {})
     if published:
         run.print("published acc_norm: " + ", ".join(f"{name} {value:.4f}" for name, value in published.items()))
 

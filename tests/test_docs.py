@@ -11,7 +11,7 @@ from conftest import ROOT
 from torch.distributed.run import get_args_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path"}  # of uv and of the evaluation harness
+FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path", "--signal"}  # of uv, the harness and Slurm
 
 
 def command_lines(text):
