@@ -1,7 +1,7 @@
 """What a model costs: parameters, FLOPs, MFU and memory. Every such formula stands here, once."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -106,3 +106,24 @@ def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=Fals
         activations=B * T * layers + casts,
         logits=B * T * config.padded_vocab_size * (half + 4 + 4),  # logits, their float32 copy and its gradient
     )
+
+
+def sharded(memory, config, shard, world_size):
+    """What is left of `memory` on one of `world_size` devices that share the optimizer's state, or all ("full").
+
+    With "full" a device also holds what it computes with just now, whole: the embeddings, a block and the next one.
+    """
+    if shard == "none" or world_size == 1:
+        return memory
+    optimizer = memory.optimizer // world_size
+    if shard == "optimizer":
+        return replace(memory, optimizer=optimizer)
+    C = config.n_embd
+    whole = 4 * ((config.padded_vocab_size + config.block_size) * C + 2 * (12 * C * C + 13 * C))
+    parameters = min(memory.parameters, memory.parameters // world_size + whole)
+    return replace(memory, parameters=parameters, gradients=memory.gradients // world_size, optimizer=optimizer)
+
+
+def gpu_hours(flops, peak, mfu):
+    """Hours of one GPU for `flops` model FLOPs, of whose `peak` FLOP/s the share `mfu` is reached."""
+    return flops / (peak * mfu) / 3600

@@ -59,6 +59,12 @@ class Runtime:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
+    def max(self, tensor):
+        """The largest of the ranks' `tensor`s, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def barrier(self):
         if self.world_size > 1:
             dist.barrier()

@@ -20,12 +20,14 @@ from tqdm import tqdm
 import budget
 import checkpoint
 import hellaswag
+import plan
 import plot
 import runlog
 import runtime
 from configurator import configure
 from dataloader import TrainLoader, validation_batches
 from errors import UserError, command
+from fit import settle_B
 from loss import IGNORE
 from optimizer import build_optimizers
 from outliers import OutlierDetector
@@ -40,6 +42,9 @@ from train_config import TrainConfig
 @command
 def main(argv=None):
     cfg = configure(TrainConfig, argv)
+    if cfg.dry_run:
+        plan.print_plan(cfg)
+        return
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
     cfg.check_batch(rt.world_size)
     try:
@@ -66,12 +71,13 @@ class Trainer:
     """One run: everything that a step needs, set up once, and the loop."""
 
     def __init__(self, cfg, rt, stop):
-        self.cfg, self.rt, self.stop = cfg, rt, stop
+        self.rt, self.stop = rt, stop
         state = claim_log_dir(cfg, rt)
         data = open_run_data(cfg, rt)
         if state is not None:
             check_resume(cfg, state, data)
         self.raw_model = build_model(cfg, rt, data.tokens, state)
+        self.cfg = cfg = settle_B(cfg, rt, self.raw_model, state)
         self.eval_model, self.train_model = wrap_model(self.raw_model, cfg, rt)
         self.val_windows = data.val
         self.loader = TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size)
