@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, as_flags, write_corpus
 
+import checkpoint
 from runlog import read_log
 
 SETTINGS = TINY | {"max_steps": 10**6, "checkpoint_interval": 20, "resume": True}  # the test ends the run
@@ -95,3 +97,40 @@ def test_a_run_survives_the_loss_of_a_node_and_takes_in_another(cluster):
     cluster.wait_for(f"^step +{stopped + 10} ")
     steps = read_log(cluster.log_dir)["train"].steps
     np.testing.assert_array_equal(steps, np.arange(len(steps)), "each step stands once")
+
+
+SLURM = {  # stand-ins for Slurm's commands, on one machine
+    "srun": 'echo $$ > step.pid; exec "$@"',
+    "scancel": 'echo "scancel $*"; kill -TERM "$(cat step.pid)"',
+    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "scontrol $*"; fi',
+}
+
+
+def test_the_slurm_script_saves_and_requeues_when_time_is_up(tmp_path, cluster):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in SLURM.items():
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+    (tmp_path / "train_gpt2.py").symlink_to(ROOT / "train_gpt2.py")  # the script runs from where it was submitted
+    env = {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "RANKS_PER_NODE": "2"}
+    env |= {
+        "PORT": str(cluster.port),
+        "PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    with open(cluster.output, "w", encoding="utf-8") as output:
+        job = subprocess.Popen(
+            ["bash", str(ROOT / "scripts/slurm.sbatch"), *cluster.flags, "--checkpoint_interval=0"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            env={**os.environ, **env, "OMP_NUM_THREADS": "1"},
+        )
+    cluster.nodes.append(job)
+    cluster.wait_for("^step +5 ")
+    job.send_signal(signal.SIGUSR1)
+    assert cluster.wait_for("^scancel (.*)")[1] == "--signal=TERM 7"
+    stopped = int(cluster.wait_for(r"^stopped on request after (\d+) steps")[1])
+    assert cluster.wait_for("^scontrol (.*)")[1] == "requeue 7"
+    job.wait(30)
+    assert max(checkpoint.list_checkpoints(cluster.log_dir)) == stopped
