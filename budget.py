@@ -108,10 +108,11 @@ def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=Fals
     )
 
 
-def sharded(memory, config, shard, world_size):
+def sharded(memory, config, shard, world_size, accumulates=True):
     """What is left of `memory` on one of `world_size` devices that share the optimizer's state, or all ("full").
 
-    With "full" a device also holds what it computes with just now, whole: the embeddings, a block and the next one.
+    With "full" a device also holds what it computes with just now, whole: the embeddings, a block and the next one;
+    and, where it `accumulates` gradients, all of them, as they cross the wire once an update.
     """
     if shard == "none" or world_size == 1:
         return memory
@@ -121,7 +122,8 @@ def sharded(memory, config, shard, world_size):
     C = config.n_embd
     whole = 4 * ((config.padded_vocab_size + config.block_size) * C + 2 * (12 * C * C + 13 * C))
     parameters = min(memory.parameters, memory.parameters // world_size + whole)
-    return replace(memory, parameters=parameters, gradients=memory.gradients // world_size, optimizer=optimizer)
+    gradients = memory.gradients if accumulates else memory.gradients // world_size
+    return replace(memory, parameters=parameters, gradients=gradients, optimizer=optimizer)
 
 
 def gpu_hours(flops, peak, mfu):

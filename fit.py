@@ -1,4 +1,7 @@
-"""How large a micro-batch fits: `--B auto`. Tried out on a GPU, reckoned from `budget.memory` elsewhere."""
+"""How large a micro-batch fits: `--B auto`. Tried out on a GPU, reckoned from `budget.memory` elsewhere.
+
+A model that is shared out whole can't be tried by one rank alone, so it is reckoned too.
+"""
 
 import dataclasses
 import os
@@ -35,7 +38,7 @@ def settle_B(cfg, rt, model, state=None):
 
 def largest_that_fits(cfg, rt, model, windows):
     """The largest power of two that divides `windows` and fits on every rank, or 0."""
-    if rt.device.type == "cuda":
+    if rt.device.type == "cuda" and cfg.shard != "full":
         fits = try_on_gpu(cfg, rt, model)
     else:
         fits = reckon(cfg, rt, model.config)
@@ -51,6 +54,7 @@ def powers_of_two(windows):
 def try_on_gpu(cfg, rt, model):
     """A function of B: do two micro-steps of the model, uncompiled, leave room for the optimizer's state?"""
     needs = budget.memory(model.config, 1, cfg.T, rt.dtype, cfg.optimizer)
+    needs = budget.sharded(needs, model.config, cfg.shard, rt.world_size)
     room = needs.optimizer + int(MARGIN * torch.cuda.get_device_properties(rt.device).total_memory)
 
     def fits(B):
@@ -80,10 +84,14 @@ def try_on_gpu(cfg, rt, model):
 
 def reckon(cfg, rt, config):
     """A function of B: does `budget.memory` stay below this rank's share of the memory that is free now?"""
-    free = available_memory() * (1 - MARGIN) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if rt.device.type == "cuda":
+        free = torch.cuda.mem_get_info(rt.device)[0] * (1 - MARGIN)
+    else:
+        free = available_memory() * (1 - MARGIN) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def fits(B):
-        return budget.memory(config, B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing).total <= free
+        memory = budget.memory(config, B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing)
+        return budget.sharded(memory, config, cfg.shard, rt.world_size).total <= free
 
     return fits
 

@@ -79,6 +79,7 @@ def memory_lines(cfg, config, dtype, world_size):
     lines = []
     for B in fit.powers_of_two(windows) if cfg.B == "auto" else [cfg.B]:
         memory = budget.memory(config, B, cfg.T, dtype, cfg.optimizer, cfg.activation_checkpointing)
+        memory = budget.sharded(memory, config, cfg.shard, world_size, windows > B)
         parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
         lines.append(
             f"memory: {memory.total / 1e9:.2f} GB a device in {budget.dtype_name(dtype)} with B {B} x T {cfg.T} x"

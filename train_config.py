@@ -92,6 +92,8 @@ class TrainConfig:
     """CUDA: the same bits each time, at some cost in speed (a CPU gives them anyway)"""
     dist_timeout: int = 300
     """seconds that a rank waits for the others"""
+    shard: Literal["none", "optimizer", "full"] = "none"
+    """what the ranks divide among them: nothing, the optimizer's state, or weights and gradients too"""
     dry_run: bool = False
     """print what the run would take (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
     assumed_mfu: float = 0.4
@@ -150,6 +152,10 @@ class TrainConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "steps, or 0 for never")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 ≤ value < 1")
+        if self.optimizer == "muon" and self.shard == "full":
+            raise UserError(
+                "optimizer = muon needs its matrices whole, and shard = full divides them: shard = optimizer"
+            )
         require(0 < self.assumed_mfu <= 1, "assumed_mfu", self.assumed_mfu, "0 < value ≤ 1")
         require(self.price_per_hour >= 0, "price_per_hour", self.price_per_hour, "at least 0")
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")

@@ -49,6 +49,21 @@ def test_a_plan_counts_torchruns_ranks():
     assert "B 64 x T 1024 x 8 ranks x grad_accum_steps 1 " in plan_text(world_size=8)
 
 
+def test_what_ranks_share_is_divided_by_their_number():
+    config = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
+    whole = budget.memory(config, 1, 1024, torch.bfloat16)
+    for shard, divided in (("none", ()), ("optimizer", ("optimizer",)), ("full", ("optimizer", "gradients"))):
+        parts = budget.sharded(whole, config, shard, 8, accumulates=False)
+        for name in ("gradients", "optimizer", "activations", "logits"):
+            assert getattr(parts, name) == getattr(whole, name) // (8 if name in divided else 1), (shard, name)
+    gathered = 4 * (50304 + 1024) * 1600 + 4 * 2 * (12 * 1600**2 + 13 * 1600)  # embeddings, two blocks
+    assert parts.parameters == whole.parameters // 8 + gathered
+    assert budget.sharded(whole, config, "full", 8).gradients == whole.gradients, "they gather until they are sent"
+    assert budget.sharded(whole, config, "full", 1) == whole
+    text = plan_text("--shard=full", world_size=8)
+    assert f"optimizer {budget.memory(GPTConfig(), 64, 1024, torch.bfloat16).optimizer / 8e9:.2f}" in text
+
+
 @pytest.mark.parametrize("name", ["gpt2-medium", "gpt2-xl"])
 def test_pretrained_sizes_are_planned_without_a_download(name):
     expected = {"gpt2-medium": "354,823,168", "gpt2-xl": "1,557,611,200"}
