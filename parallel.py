@@ -88,18 +88,16 @@ def gathered(tree, keep):
     return gather(tree)
 
 
-def model_state(model, master):
-    """The plain state dict of `model`, whole on the master. All ranks must take part."""
-    return gathered(model.state_dict(), master)
+def model_state(model, keep):
+    """The plain state dict of `model`, whole where `keep`. All ranks must take part."""
+    return gathered(model.state_dict(), keep)
 
 
 def whole_model(model, rt):
-    """`model`, or where it is shared out, a copy that the master can use alone (None elsewhere). All must take part."""
+    """`model`, or where it is shared out, a whole copy that each rank can use alone. All ranks must take part."""
     if not isinstance(model, FSDPModule):
         return model
-    state = model_state(model, rt.master)
-    if not rt.master:
-        return None
+    state = model_state(model, keep=True)
     with torch.device("meta"):
         copy = GPT(model.config)
     copy.load_state_dict(state, assign=True)

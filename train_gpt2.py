@@ -231,7 +231,8 @@ class Trainer:
         self.restart_clock()
 
     def score_hellaswag(self):
-        _, correct, total = hellaswag.evaluate(self.raw_model, self.hellaswag, self.rt)
+        model = parallel.whole_model(self.raw_model, self.rt)
+        _, correct, total = hellaswag.evaluate(model, self.hellaswag, self.rt)
         self.rt.print(f"HellaSwag acc_norm: {correct}/{total}={correct / total:.4f}")
         if self.rt.master:
             self.log.write(self.step, hella=correct / total)
