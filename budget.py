@@ -1,7 +1,7 @@
 """What a model costs: parameters, FLOPs, MFU and memory. Every such formula stands here, once."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -108,3 +108,26 @@ def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=Fals
         activations=int(B * T * layers + casts),
         logits=B * T * config.padded_vocab_size * logits,
     )
+
+
+def sharded(memory, config, shard, world_size, accumulates=True):
+    """What is left of `memory` on one of `world_size` devices that share the optimizer's state, or all ("full").
+
+    With "full" a device also holds what it computes with just now, whole: the embeddings, a block and the next one;
+    and, where it `accumulates` gradients, all of them, as they cross the wire once an update.
+    """
+    if shard == "none" or world_size == 1:
+        return memory
+    optimizer = memory.optimizer // world_size
+    if shard == "optimizer":
+        return replace(memory, optimizer=optimizer)
+    C = config.n_embd
+    whole = 4 * ((config.padded_vocab_size + config.block_size) * C + 2 * (12 * C * C + 13 * C))
+    parameters = min(memory.parameters, memory.parameters // world_size + whole)
+    gradients = memory.gradients if accumulates else memory.gradients // world_size
+    return replace(memory, parameters=parameters, gradients=gradients, optimizer=optimizer)
+
+
+def gpu_hours(flops, peak, mfu):
+    """Hours of one GPU for `flops` model FLOPs, of whose `peak` FLOP/s the share `mfu` is reached."""
+    return flops / (peak * mfu) / 3600

@@ -121,7 +121,8 @@ def expected(kind):
     """A type in words, for error messages."""
     words = {int: "an integer", float: "a number", bool: "True or False", str: "text", type(None): "None"}
     if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+        options = typing.get_args(kind)
+        return "one of " * (len(options) > 1) + ", ".join(map(str, options))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(expected(part) for part in typing.get_args(kind))
     return words.get(kind, str(kind))

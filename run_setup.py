@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import budget
 import checkpoint
@@ -21,6 +20,8 @@ from model import GPT, GPTConfig
 from shards import TokenData, open_data, shard_name, write_meta, write_shard
 from tokenizer import VOCAB_SIZES, get_tokenizer
 from weights import load_model
+
+SHARED = {"none": "", "optimizer": "the optimizer's state", "full": "weights, gradients and optimizer state"}
 
 
 def claim_log_dir(cfg, rt):
@@ -123,21 +124,12 @@ def build_model(cfg, rt, tokens, state=None):
     return model.to(rt.device)
 
 
-def wrap_model(model, cfg, rt):
-    """(the model as evaluation calls it, the model as training calls it): compiled where asked, then distributed."""
-    compiled = cfg.compile if cfg.compile is not None else rt.device.type == "cuda"
-    eval_model = torch.compile(model, backend=cfg.compile_backend) if compiled else model
-    if rt.world_size == 1:
-        return eval_model, eval_model
-    device_ids = [rt.device.index] if rt.device.type == "cuda" else None
-    return eval_model, DistributedDataParallel(eval_model, device_ids=device_ids, gradient_as_bucket_view=True)
-
-
 def print_banner(cfg, rt, data, model, loader, optimizers):
     name = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type
     compiled = cfg.compile if cfg.compile is not None else rt.device.type == "cuda"
+    sharded = f" that share {SHARED[cfg.shard]}" * (rt.world_size > 1 and cfg.shard != "none")
     rt.print(
-        f"device: {name}, {rt.world_size} rank{'s' * (rt.world_size > 1)}, {budget.dtype_name(rt.dtype)},"
+        f"device: {name}, {rt.world_size} rank{'s' * (rt.world_size > 1)}{sharded}, {budget.dtype_name(rt.dtype)},"
         f" torch.compile {'on' if compiled else 'off'}"
     )
     config = model.config
@@ -159,6 +151,7 @@ def print_banner(cfg, rt, data, model, loader, optimizers):
         f"using fused AdamW: {optimizers.fused}" + ", and Muon for the blocks' matrices" * (cfg.optimizer == "muon")
     )
     memory = budget.memory(config, cfg.B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing, rt.device.type)
+    memory = budget.sharded(memory, config, cfg.shard, rt.world_size, loader.grad_accum_steps > 1)
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
     rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({parts})")
 

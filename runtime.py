@@ -59,6 +59,12 @@ class Runtime:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
+    def max(self, tensor):
+        """The largest of the ranks' `tensor`s, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def barrier(self):
         if self.world_size > 1:
             dist.barrier()
@@ -120,11 +126,13 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
 def join_process_group(device, timeout):
     """Meet the other ranks: NCCL between GPUs, gloo between CPUs.
 
-    A group that torchrun restarts may meet in the same store as the one before it, where that one's addresses still
-    stand; a prefix of its own keeps them apart.
+    A group that torchrun restarts meets in the store of the one before it, where that one's addresses still stand; a
+    prefix of its own keeps them apart. But each node counts its own restarts, so nodes that come and go need a store
+    that is new each time, without a prefix: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun see to that.
     """
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore("restart " + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore("restart " + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id

@@ -41,8 +41,8 @@ class TrainConfig:
     dropout: float = 0.0
     """share of activations dropped in training"""
 
-    B: int = 64
-    """micro-batch: sequences that one device computes at once; lower it when memory runs out"""
+    B: int | Literal["auto"] = 64
+    """micro-batch: sequences that one device computes at once; auto: as many as fit (a power of two)"""
     T: int = 1024
     """tokens in a training sequence, at most block_size"""
     total_batch_size: int = 524288
@@ -92,6 +92,14 @@ class TrainConfig:
     """CUDA: the same bits each time, at some cost in speed (a CPU gives them anyway)"""
     dist_timeout: int = 300
     """seconds that a rank waits for the others"""
+    shard: Literal["none", "optimizer", "full"] = "none"
+    """what the ranks divide among them: nothing, the optimizer's state, or weights and gradients too"""
+    dry_run: bool = False
+    """print what the run would take (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
+    assumed_mfu: float = 0.4
+    """dry_run: share of its peak that a GPU is taken to reach"""
+    price_per_hour: float = 0.0
+    """dry_run: of one GPU, in any currency; 0: no costs are shown"""
 
     log_interval: int = 1
     """steps between lines, on the screen and in the log"""
@@ -126,8 +134,9 @@ class TrainConfig:
 
     def check(self):
         """Raise `UserError` for a value that no run could use."""
+        if self.B != "auto":
+            require(self.B >= 1, "B", self.B, "at least 1, or auto")
         for name in (
-            "B",
             "T",
             "total_batch_size",
             "max_steps",
@@ -143,6 +152,12 @@ class TrainConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "steps, or 0 for never")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 ≤ value < 1")
+        if self.optimizer == "muon" and self.shard == "full":
+            raise UserError(
+                "optimizer = muon needs its matrices whole, and shard = full divides them: shard = optimizer"
+            )
+        require(0 < self.assumed_mfu <= 1, "assumed_mfu", self.assumed_mfu, "0 < value ≤ 1")
+        require(self.price_per_hour >= 0, "price_per_hour", self.price_per_hour, "at least 0")
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
@@ -152,14 +167,15 @@ class TrainConfig:
 
     def check_batch(self, world_size):
         """Raise `UserError` where total_batch_size is not a whole number of micro-batches; name the nearest that is."""
-        unit = self.B * self.T * world_size
+        B = 1 if self.B == "auto" else self.B
+        unit = B * self.T * world_size
         if self.total_batch_size % unit:
             below = self.total_batch_size // unit * unit
             above = below + unit
             nearest = below if below and self.total_batch_size - below <= above - self.total_batch_size else above
             raise UserError(
                 f"total_batch_size = {self.total_batch_size} is not a multiple of B·T·ranks ="
-                f" {self.B}·{self.T}·{world_size} = {unit}; the nearest that is: {nearest}"
+                f" {B}·{self.T}·{world_size} = {unit}; the nearest that is: {nearest}"
             )
 
 

@@ -20,16 +20,19 @@ from tqdm import tqdm
 import budget
 import checkpoint
 import hellaswag
+import parallel
+import plan
 import plot
 import runlog
 import runtime
 from configurator import configure
 from dataloader import TrainLoader, validation_batches
 from errors import UserError, command
+from fit import settle_B
 from loss import IGNORE
 from optimizer import build_optimizers
 from outliers import OutlierDetector
-from run_setup import build_model, check_resume, claim_log_dir, describe_run, open_run_data, print_banner, wrap_model
+from run_setup import build_model, check_resume, claim_log_dir, describe_run, open_run_data, print_banner
 from sample import sample_texts
 from sinks import open_sinks
 from stop import StopRequest
@@ -40,6 +43,9 @@ from train_config import TrainConfig
 @command
 def main(argv=None):
     cfg = configure(TrainConfig, argv)
+    if cfg.dry_run:
+        plan.print_plan(cfg)
+        return
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
     cfg.check_batch(rt.world_size)
     try:
@@ -66,17 +72,19 @@ class Trainer:
     """One run: everything that a step needs, set up once, and the loop."""
 
     def __init__(self, cfg, rt, stop):
-        self.cfg, self.rt, self.stop = cfg, rt, stop
+        self.rt, self.stop = rt, stop
         state = claim_log_dir(cfg, rt)
         data = open_run_data(cfg, rt)
         if state is not None:
             check_resume(cfg, state, data)
         self.raw_model = build_model(cfg, rt, data.tokens, state)
-        self.eval_model, self.train_model = wrap_model(self.raw_model, cfg, rt)
+        self.cfg = cfg = settle_B(cfg, rt, self.raw_model, state)
+        self.eval_model, self.train_model = parallel.wrap_model(self.raw_model, cfg, rt)
         self.val_windows = data.val
         self.loader = TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size)
+        betas, shared = (cfg.beta1, cfg.beta2), cfg.shard == parallel.OPTIMIZER and rt.world_size > 1
         self.optimizers = build_optimizers(
-            self.raw_model, cfg.optimizer, cfg.max_lr, (cfg.beta1, cfg.beta2), cfg.eps, cfg.weight_decay
+            self.raw_model, cfg.optimizer, cfg.max_lr, betas, cfg.eps, cfg.weight_decay, shared
         )
         self.scaler = torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
         self.tokenizer_name = data.tokens.tokenizer
@@ -123,14 +131,14 @@ class Trainer:
             self.loader.position = 0
         mean_loss = torch.zeros((), device=rt.device)
         for micro_step, (x, y) in enumerate(self.loader.next_step(), 1):
-            if rt.world_size > 1:  # gradients cross the wire once an update
-                self.train_model.require_backward_grad_sync = micro_step == self.loader.grad_accum_steps
+            last = micro_step == self.loader.grad_accum_steps  # gradients cross the wire once an update
+            parallel.synchronize_gradients(self.train_model, now=last)
             with rt.autocast():
                 loss = self.train_model(rt.to_device(x), rt.to_device(y)) / self.loader.grad_accum_steps
             self.scaler.scale(loss).backward()
             mean_loss += loss.detach()
         self.optimizers.unscale(self.scaler)
-        norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), cfg.grad_clip or math.inf)
+        norm = parallel.clip_gradients(self.raw_model, cfg.grad_clip or math.inf)
         stop = torch.full_like(mean_loss, self.stop.requested)  # ranks agree on stopping by the way
         mean_loss, stop = rt.sum(torch.stack((mean_loss, stop))) / rt.world_size
         loss, norm, stop = torch.stack((mean_loss, norm, stop)).tolist()  # the step's one wait for the device
@@ -202,7 +210,7 @@ class Trainer:
         batches = validation_batches(self.val_windows, cfg.B, cfg.val_tokens, rt.rank, rt.world_size)
         sums = []
         for x, y in tqdm(batches, "validation", disable=not rt.master, leave=False, delay=2, unit=" batches"):
-            if self.stop.requested:
+            if self.stop.requested and cfg.shard != parallel.FULL:  # whose ranks must all go on, or all not
                 break
             with rt.autocast():
                 losses = self.eval_model(rt.to_device(x), rt.to_device(y), reduction="none")
@@ -223,7 +231,8 @@ class Trainer:
         self.restart_clock()
 
     def score_hellaswag(self):
-        _, correct, total = hellaswag.evaluate(self.raw_model, self.hellaswag, self.rt)
+        model = parallel.whole_model(self.raw_model, self.rt)
+        _, correct, total = hellaswag.evaluate(model, self.hellaswag, self.rt)
         self.rt.print(f"HellaSwag acc_norm: {correct}/{total}={correct / total:.4f}")
         if self.rt.master:
             self.log.write(self.step, hella=correct / total)
@@ -232,9 +241,10 @@ class Trainer:
     def sample(self):
         """Print some of the model's words, drawn from a generator of their own."""
         cfg = self.cfg
+        model = parallel.whole_model(self.raw_model, self.rt)
         if self.rt.master:
             sizes = {"num_samples": cfg.num_samples, "max_new_tokens": cfg.sample_tokens}
-            texts = sample_texts(self.raw_model, self.tokenizer, self.rt, cfg.sample_prompt, seed=cfg.seed, **sizes)
+            texts = sample_texts(model, self.tokenizer, self.rt, cfg.sample_prompt, seed=cfg.seed, **sizes)
             for number, text in enumerate(texts, 1):
                 self.rt.print(f"[Sample {number}] {text}")
         self.restart_clock()
@@ -243,15 +253,16 @@ class Trainer:
         """Write a checkpoint; then those go that are neither among the last few nor the best."""
         if self.val_step == self.step and (self.best is None or self.val_loss < self.best[0]):
             self.best = (self.val_loss, self.step)
-        if not self.rt.from_master(self.write_checkpoint) and self.cfg.on_checkpoint_error == "stop":
+        state = self.state_dict()
+        if not self.rt.from_master(lambda: self.write_checkpoint(state)) and self.cfg.on_checkpoint_error == "stop":
             raise UserError(
                 f"stopped at step {self.step}, whose checkpoint could not be written: free space, then --resume"
             )
         self.restart_clock()
 
-    def write_checkpoint(self):
+    def write_checkpoint(self, state):
         path = checkpoint.path_of(self.cfg.log_dir, self.step)
-        written = self.try_to_write(path, lambda path: checkpoint.save(path, self.state_dict()))
+        written = self.try_to_write(path, lambda path: checkpoint.save(path, state))
         if written:
             checkpoint.prune(self.cfg.log_dir, self.cfg.keep_last, self.best and self.best[1])
         return written
@@ -272,9 +283,9 @@ class Trainer:
         self.clock = time.perf_counter()
 
     def state_dict(self):
-        """All that a resumed run needs: tensors and plain values only."""
+        """All that a resumed run needs: tensors and plain values only. Where ranks share it, all must take part."""
         return {
-            "model": self.raw_model.state_dict(),
+            "model": parallel.model_state(self.raw_model, self.rt.master),
             "model_config": dataclasses.asdict(self.raw_model.config),
             "tokenizer": self.tokenizer_name,
             "train_config": dataclasses.asdict(self.cfg),
@@ -282,7 +293,7 @@ class Trainer:
             "val_loss": self.val_loss,
             "val_step": self.val_step,
             "best": self.best,
-            "optimizer": self.optimizers.state_dict(),
+            "optimizer": self.optimizers.state_dict(self.rt.master),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": {"seed": self.cfg.seed},  # every draw is a function of seed, step and rank: Runtime.seed_step

@@ -194,7 +194,7 @@ def plain_loss(x, weight, targets, vocab_size):
 
 def ours(variant, rt):
     """A function that makes one update, as `train_gpt2.Trainer.update` does."""
-    from run_setup import wrap_model
+    from parallel import wrap_model
     from train_config import TrainConfig
 
     model = GPT(GPTConfig(n_layer=variant.n_layer)).to(rt.device)
