@@ -11,6 +11,7 @@ from inference import packed, reading
 from model import GPT, GPTConfig, KVCache
 from runtime import Runtime
 from static_decode import StaticKVCache
+from weights import load_model
 
 CONFIG = GPTConfig(block_size=16, vocab_size=97, n_layer=2, n_head=2, n_embd=32)
 PROMPTS = [[1, 2, 3], [4], list(range(40)), list(range(16)), list(range(17)), [9] * 15]  # 40 and 17 exceed the context
@@ -47,16 +48,15 @@ def test_the_cache_changes_no_token(gpt, sampling):
     assert together == [without_cache(gpt, p, 50, 3, row, **sampling) for row, p in enumerate(PROMPTS)]
 
 
-def test_greedy_tokens_are_those_of_hugging_face(gpt):
+def test_greedy_tokens_are_those_of_hugging_face(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from weights import copy_weights
-
     config = transformers.GPT2Config(vocab_size=97, n_positions=16, n_embd=32, n_layer=2, n_head=2)
     hf = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for p in hf.parameters():
             p.mul_(5)
-    copy_weights(gpt, hf.state_dict())
+    hf.save_pretrained(tmp_path)
+    gpt = load_model(str(tmp_path)).model
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     theirs = hf.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3), **settings)[0, 3:].tolist()
     assert generate(gpt, [[5, 6, 7]], 12, temperature=0) == [theirs]

@@ -21,6 +21,7 @@ from hellaswag import Example, Scores, encode, evaluate, interval, prepare, read
 from model import GPT, GPTConfig
 from runtime import Runtime
 from tokenizer import get_tokenizer
+from weights import load_model
 
 BYTE = get_tokenizer("byte")
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -83,21 +84,18 @@ def test_every_loss_equals_the_obvious_way(data):
     check_against(gpt, task, score(gpt, task, CPU))
 
 
-def hugging_face():
+def hugging_face(folder):
     transformers = pytest.importorskip("transformers")
-    from weights import copy_weights
-
     settings = {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 2}
     hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).eval()
     with torch.no_grad():
         for p in hf.parameters():
             p.mul_(4)
-    gpt = GPT(GPTConfig(block_size=256, n_layer=2, n_head=2, n_embd=32))
-    copy_weights(gpt, hf.state_dict())
-    return hf, gpt
+    hf.save_pretrained(folder)
+    return hf, load_model(str(folder)).model
 
 
-def test_real_examples_score_as_with_hugging_faces_logits():
+def test_real_examples_score_as_with_hugging_faces_logits(tmp_path):
     path = Path(os.environ.get("GPT2_TEST_DATA", "")) / "hellaswag" / "hellaswag_val_first1000.jsonl"
     if not path.is_file():
         pytest.skip("GPT2_TEST_DATA names no folder with hellaswag/hellaswag_val_first1000.jsonl")
@@ -105,13 +103,13 @@ def test_real_examples_score_as_with_hugging_faces_logits():
         tokenizer = get_tokenizer("gpt2")
     except UserError as error:
         pytest.skip(str(error))
-    hf, gpt = hugging_face()
+    hf, gpt = hugging_face(tmp_path)
     task = prepare(CPU, tokenizer, 256, data=path, limit=30)
     check_against(lambda ids: hf(ids).logits, task, score(gpt, task, CPU))
 
 
-def test_made_up_ids_score_as_with_hugging_faces_logits():
-    hf, gpt = hugging_face()
+def test_made_up_ids_score_as_with_hugging_faces_logits(tmp_path):
+    hf, gpt = hugging_face(tmp_path)
     g = torch.Generator().manual_seed(0)
 
     def ids(n):
