@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, memory_status
 from dataloader import TrainLoader, Windows
 from shards import open_shard, write_shard
 
@@ -51,22 +51,13 @@ def usual_batches(paths):
 
 def time_batches(batches, count):
     """(seconds of each of `count` batches, those at a shard's end included; bytes of private memory that they took)."""
-    seconds, before = [], private_memory()
+    seconds, before = [], (memory_status("RssAnon") or 0)
     for _ in range(count):
         start = time.perf_counter()
         next(batches)
         seconds.append(time.perf_counter() - start)
-    return seconds, private_memory() - before
+    return seconds, (memory_status("RssAnon") or 0) - before
 
 
 def describe(seconds):
     return f"median {statistics.median(seconds) * 1e3:.3f} ms, slowest {max(seconds) * 1e3:.1f} ms"
-
-
-def private_memory():
-    """Bytes that this process alone holds (RssAnon: pages of mapped files are not in it); 0 where /proc is absent."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))

@@ -87,7 +87,7 @@ def test_a_plan_for_B_auto_shows_what_each_B_would_take():
 
 def memory_of(B):
     config = GPTConfig(block_size=32, vocab_size=257, n_layer=2, n_head=2, n_embd=32)
-    return budget.memory(config, B, 32, torch.float32).total
+    return budget.memory(config, B, 32, torch.float32, device_type="cpu").total
 
 
 @pytest.mark.parametrize(("total", "free_for", "expected"), [(768, 24, 8), (768, 7, 4), (768, 8, 8), (512, 99, 16)])
