@@ -11,6 +11,7 @@ import torch
 
 import budget
 import checkpoint
+import hellaswag
 import runlog
 from dataloader import Windows
 from environment import describe_environment
@@ -122,6 +123,20 @@ def build_model(cfg, rt, tokens, state=None):
         raise UserError(f"T = {cfg.T}: expected at most the block_size of {cfg.init_from}, {model.config.block_size}")
     model.activation_checkpointing = cfg.activation_checkpointing
     return model.to(rt.device)
+
+
+def prepare_extras(cfg, rt, tokenizer_name, model_config):
+    """(tokenizer for samples, HellaSwag's examples); None for what isn't wanted or can't be had: no run ends for it."""
+    tokenizer = examples = None
+    try:
+        if cfg.sample_interval or cfg.hellaswag_interval:
+            tokenizer = get_tokenizer(tokenizer_name)
+        if cfg.hellaswag_interval:
+            chosen = {"data": cfg.hellaswag_data, "limit": cfg.hellaswag_limit}
+            examples = hellaswag.prepare(rt, tokenizer, model_config.block_size, **chosen)
+    except UserError as error:
+        rt.print(f"without {'HellaSwag' if tokenizer else 'samples and HellaSwag'}: {error}")
+    return tokenizer, examples
 
 
 def print_banner(cfg, rt, data, model, loader, optimizers):

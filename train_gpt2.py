@@ -7,6 +7,7 @@ Tokens on disk → batches → `GPT` → loss → optimizer → checkpoint and l
 """
 
 import dataclasses
+import datetime
 import functools
 import math
 import os
@@ -32,11 +33,18 @@ from fit import settle_B
 from loss import IGNORE
 from optimizer import build_optimizers
 from outliers import OutlierDetector
-from run_setup import build_model, check_resume, claim_log_dir, describe_run, open_run_data, print_banner
+from run_setup import (
+    build_model,
+    check_resume,
+    claim_log_dir,
+    describe_run,
+    open_run_data,
+    prepare_extras,
+    print_banner,
+)
 from sample import sample_texts
 from sinks import open_sinks
 from stop import StopRequest
-from tokenizer import get_tokenizer
 from train_config import TrainConfig
 
 
@@ -183,7 +191,7 @@ class Trainer:
         tok_per_sec = self.cfg.total_batch_size / dt
         mfu = budget.mfu(self.raw_model.config, self.cfg.T, tok_per_sec, self.peak_flops)
         done, to_do = self.step + 1 - self.start_step, self.cfg.max_steps - self.step - 1
-        left = clock_time((now - self.run_start) / done * to_do)
+        left = datetime.timedelta(seconds=int((now - self.run_start) / done * to_do))
         line = f"step {self.step:4d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {dt * 1000:.0f} ms"
         self.rt.print(f"{line} | {tok_per_sec:,.0f} tok/s | {mfu:.0%} mfu | {left} left")
         self.log.write(self.step, train=loss, lr=lr, norm=norm, dt_ms=dt * 1000, tok_per_sec=tok_per_sec, mfu=mfu)
@@ -216,9 +224,11 @@ class Trainer:
                 losses = self.eval_model(rt.to_device(x), rt.to_device(y), reduction="none")
             sums.append(torch.stack((losses.sum(), (y != IGNORE).sum().to(losses))))
         self.raw_model.train()
-        stop = torch.tensor([0.0, 0.0, self.stop.requested], device=rt.device)
-        stop[:2] += sum(sums)
-        loss, count, stop = rt.sum(stop).tolist()
+        device = rt.device if rt.device.type == "cuda" else "cpu"  # mps has no float64
+        totals = torch.tensor([0.0, 0.0, self.stop.requested], dtype=torch.float64, device=device)
+        for part in sums:
+            totals[:2] += part.to(totals)
+        loss, count, stop = rt.sum(totals).tolist()
         self.stopping = stop > 0
         if self.stopping:
             return
@@ -314,20 +324,6 @@ class Trainer:
             setattr(self, name, state[name])
 
 
-def prepare_extras(cfg, rt, tokenizer_name, model_config):
-    """(tokenizer for samples, HellaSwag's examples); None for what isn't wanted or can't be had: no run ends for it."""
-    tokenizer = examples = None
-    try:
-        if cfg.sample_interval or cfg.hellaswag_interval:
-            tokenizer = get_tokenizer(tokenizer_name)
-        if cfg.hellaswag_interval:
-            chosen = {"data": cfg.hellaswag_data, "limit": cfg.hellaswag_limit}
-            examples = hellaswag.prepare(rt, tokenizer, model_config.block_size, **chosen)
-    except UserError as error:
-        rt.print(f"without {'HellaSwag' if tokenizer else 'samples and HellaSwag'}: {error}")
-    return tokenizer, examples
-
-
 def due(step, interval):
     """Whether something that happens every `interval` steps (0: never) happens at `step`."""
     return interval > 0 and step % interval == 0
@@ -341,12 +337,6 @@ def learning_rate(step, cfg):
         return cfg.min_lr
     progress = (step - cfg.warmup_steps) / (cfg.max_steps - cfg.warmup_steps)  # 0 … 1
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.max_lr - cfg.min_lr)
-
-
-def clock_time(seconds):
-    """3661.5 → "1:01:01"."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 if __name__ == "__main__":

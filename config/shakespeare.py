@@ -16,7 +16,7 @@ block_size = T = 128
 B = 16
 total_batch_size = B * T
 
-max_steps = 640
+max_steps = 700
 warmup_steps = 30
 optimizer = "muon"
 max_lr = 7e-3
