@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import budget
+from runtime import cpu_name
 
 PACKAGES = ("torch", "numpy", "tiktoken", "tyro")
 
@@ -35,11 +36,6 @@ def describe_environment(rt):
         "dtype": budget.dtype_name(rt.dtype),
         "world_size": rt.world_size,
     }
-
-
-def cpu_name():
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
-    return capabilities.get("cpu_name") or platform.processor() or platform.machine()
 
 
 def version(package):

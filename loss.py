@@ -8,6 +8,8 @@ time in float32, while those rows are in the processor's cache; the matrix produ
 import torch
 from torch.nn import functional as F
 
+from linear import linear
+
 IGNORE = -1  # a target that takes no part in the loss
 CHUNK = 1 << 21  # logits treated at once: 8 MB in float32
 
@@ -30,7 +32,7 @@ class HeadLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         ctx.dtypes = x.dtype, weight.dtype
         x, weight = x.to(dtype), weight.to(dtype)
-        logits = x @ weight.T  # (N, padded V)
+        logits = linear(x, weight)  # (N, padded V)
         losses = torch.empty(len(x), dtype=torch.float32)
         rows = max(1, CHUNK // logits.size(1))
         for part, target, loss in zip(logits.split(rows), targets.split(rows), losses.split(rows), strict=True):
@@ -51,6 +53,6 @@ class HeadLoss(torch.autograd.Function):
         x, weight, grad_logits = ctx.saved_tensors
         scale = grad_losses[:, None].to(x.dtype)  # (N, 1): a row's scale can wait until after the products
         with torch.autocast("cpu", enabled=False):
-            grad_x = (grad_logits @ weight) * scale
+            grad_x = linear(grad_logits, weight.t()) * scale
             grad_weight = grad_logits.T @ (x * scale)
         return grad_x.to(ctx.dtypes[0]), grad_weight.to(ctx.dtypes[1]), None, None, None

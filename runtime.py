@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import datetime
 import os
+import platform
 import sys
 from dataclasses import dataclass
 
@@ -172,6 +173,12 @@ def pick_dtype(name, device):
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch: float32 is always right
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_name():
+    """The processor as it calls itself: `AMD EPYC`."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
+    return capabilities.get("cpu_name") or platform.processor() or platform.machine()
 
 
 def is_lost_rank(error):
