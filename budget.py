@@ -99,8 +99,9 @@ def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=Fals
     a_block = 2 * C * 4 + (18 if blocked else 14) * C * size + (0.75 * config.n_head * T * size if blocked else 0)
     layers = (4 * C * config.n_layer + a_block) if activation_checkpointing else a_block * config.n_layer
     casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
-    # A CPU turns logits into their gradient in place (loss.HeadLoss); elsewhere both stand in float32 beside them.
-    logits = size if device_type == "cpu" else size + 8
+    # A CPU turns logits into their gradient in place (loss.HeadLoss), in float32 from a copy (linear.OneDNNLinear);
+    # elsewhere both stand in float32 beside them.
+    logits = size * (2 if dtype == torch.float32 else 1) if device_type == "cpu" else size + 8
     return Memory(
         parameters=4 * padded,
         gradients=4 * (padded + 2 * config.padded_vocab_size * C),  # the embedding's two uses, before they are added

@@ -12,7 +12,7 @@ block_size = T = 256
 B = 8
 total_batch_size = B * T
 
-max_steps = 950
+max_steps = 1050
 warmup_steps = 30
 optimizer = "muon"
 max_lr = 6e-3

@@ -153,7 +153,7 @@ def test_offline_nothing_is_fetched(monkeypatch):
 def long_run(tmp_path_factory):
     """A source that takes a moment, and the checksums of its shards."""
     folder = tmp_path_factory.mktemp("long")
-    source = make_source(folder / "source", files=2, documents=1500)
+    source = make_source(folder / "source", files=2, documents=5000)
     complete(source, folder / "out", "--num_proc", 2)
     return source, checksums(folder / "out")
 
