@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group exists: its functions would keep that group, and its threads, past `stop`
 
 from errors import UserError
 
