@@ -9,7 +9,7 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/python prepare.py stdlib --tokenizer byte --out data/stdlib
 	$(BIN)/python train_gpt2.py config/quickstart.py --resume
-	printf 'class Parser:\n    def __init__(self, ' | \
+	@printf 'class Parser:\n    def __init__(self, ' | \
 		$(BIN)/python sample.py --model log/quickstart --num_samples 3 --max_new_tokens 350 --style focused
 	@echo
 	@echo "the model:      log/quickstart/model_*.pt   (python sample.py --prompt 'def ' continues whatever you type)"
