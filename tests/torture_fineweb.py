@@ -5,7 +5,9 @@ python tests/torture_fineweb.py --kills 20
 
 import argparse
 import hashlib
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,17 @@ def make_source(folder, files=4, documents=3000):
 
 def start(source, out, *args):
     command = [sys.executable, SCRIPT, "--source", source, "--out", out, "--tokenizer", "byte", *args]
-    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=hear_ctrl_c if os.name == "posix" else None,  # noqa: PLW1509 (no threads here)
+    )
+
+
+def hear_ctrl_c():
+    """A background job inherits a Ctrl-C that is ignored, and Python then leaves it so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def complete(source, out, *args):
