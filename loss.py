@@ -1,7 +1,7 @@
 """The cross-entropy of a language model's head, without a second copy of its largest tensor.
 
 For 2,048 tokens the logits over 50,304 ids are 0.2 GB in bfloat16, and the plain way (logits, their float32 copy, its
-softmax, its gradient) holds and moves five times as much. Here the logits become their own gradient, a few rows at a
+softmax, its gradient) holds and moves several times as much. Here the logits become their own gradient, a few rows at a
 time in float32, while those rows are in the processor's cache; the matrix products stay whole, as they are fastest.
 """
 
