@@ -94,6 +94,8 @@ class TrainConfig:
     """seconds that a rank waits for the others"""
     shard: Literal["none", "optimizer", "full"] = "none"
     """what the ranks divide among them: nothing, the optimizer's state, or weights and gradients too"""
+    profile: bool = False
+    """profile one step, the sixth: print its top operators, write log_dir/trace_*.json.gz (that step is slower)"""
     dry_run: bool = False
     """print what the run would take (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
     assumed_mfu: float = 0.4

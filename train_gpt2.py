@@ -24,6 +24,7 @@ import hellaswag
 import parallel
 import plan
 import plot
+import profiling
 import runlog
 import runtime
 from configurator import configure
@@ -46,6 +47,8 @@ from sample import sample_texts
 from sinks import open_sinks
 from stop import StopRequest
 from train_config import TrainConfig
+
+PROFILE_AFTER = 5  # steps: by then all is compiled and the memory is there
 
 
 @command
@@ -124,10 +127,24 @@ class Trainer:
                 self.save()
             if last or self.stopping:
                 break
-            self.update()
+            if cfg.profile and self.step == min(self.start_step + PROFILE_AFTER, cfg.max_steps - 1):
+                self.profile()
+            else:
+                self.update()
             self.step += 1
         how = f"stopped on request after {self.step} steps, go on with --resume" if self.stopping else "done"
         self.rt.print(f"{how}: {cfg.log_dir} holds the log, the plot and the checkpoints")
+
+    def profile(self):
+        """The same as `update`, and afterwards what took its time."""
+        with profiling.step_profiler(self.rt) as profiler:
+            self.update()
+            self.rt.synchronize()
+        if self.rt.master:
+            profiling.print_top(profiler, self.rt.device.type == "cuda")
+            path = Path(self.cfg.log_dir) / f"trace_{self.step:05d}.json.gz"
+            self.try_to_write(path, functools.partial(profiling.write_trace, profiler=profiler))
+        self.restart_clock()
 
     def update(self):
         """One step: the gradient of the mean loss over total_batch_size tokens, clipped and applied."""

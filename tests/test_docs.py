@@ -94,3 +94,8 @@ def test_files_and_flags_that_a_page_mentions_exist(page):
             assert (ROOT / words).exists(), words
     for link in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (page.parent / link).exists(), link
+
+
+def test_the_readme_says_what_each_file_is_for():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
+    assert set(re.findall(r"`(\w+\.py)`", table)) == {path.name for path in ROOT.glob("*.py")}
