@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from linear import linear
 
 IGNORE = -1  # a target that takes no part in the loss
-CHUNK = 1 << 21  # logits treated at once: 8 MB in float32
+CHUNK = 1 << 20  # logits treated at once: 4 MB in float32
 
 
 def head_loss(x, weight, targets, vocab_size):
@@ -36,12 +36,14 @@ class HeadLoss(torch.autograd.Function):
         losses = torch.empty(len(x), dtype=torch.float32)
         rows = max(1, CHUNK // logits.size(1))
         for part, target, loss in zip(logits.split(rows), targets.split(rows), losses.split(rows), strict=True):
-            log_probs = torch.log_softmax(part[:, :vocab_size].float(), dim=1)  # (rows, V)
+            part_logits = part[:, :vocab_size].float()  # (rows, V)
+            probs = part_logits.softmax(dim=1)
+            log_sum_exp = part_logits.amax(1) - probs.amax(1).log()  # the softmax has the sum, but doesn't say it
             ignored = target == IGNORE
             index = target.clamp(min=0)[:, None]
-            loss.copy_(log_probs.gather(1, index)[:, 0].neg_().masked_fill_(ignored, 0.0))
+            loss.copy_((log_sum_exp - part_logits.gather(1, index)[:, 0]).masked_fill_(ignored, 0.0))
             if wants_grad:
-                grad = log_probs.exp_().scatter_add_(1, index, torch.full(index.shape, -1.0))  # softmax - one-hot
+                grad = probs.scatter_add_(1, index, torch.full(index.shape, -1.0))  # softmax - one-hot
                 part[:, :vocab_size] = grad.masked_fill_(ignored[:, None], 0.0) if ignored.any() else grad
                 part[:, vocab_size:] = 0.0
         if wants_grad:
