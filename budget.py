@@ -96,9 +96,10 @@ def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=Fals
     matrices = config.n_layer * 12 * C * C
     states = 2 * padded - (matrices if optimizer == "muon" else 0)
     # Kept for the backward pass, per token and block: the residual stream twice, in float32; in the matrix products'
-    # format their inputs (C, C, C, 4C), queries, keys and values (3C, on a CPU 7C with copies) and GELU's input (4C).
-    blocked = device_type == "cpu" and dtype == torch.bfloat16  # model.causal_attention, which keeps probabilities
-    a_block = 2 * C * 4 + (18 if blocked else 14) * C * size + (0.75 * config.n_head * T * size if blocked else 0)
+    # format their inputs (C, C, C, 4C), queries, keys and values (3C) and GELU's input (4C).
+    a_block = 2 * C * 4 + 14 * C * size
+    if device_type == "cpu" and dtype == torch.bfloat16:  # attention.BlockedAttention keeps its probabilities
+        a_block += 0.625 * config.n_head * T * size
     layers = (4 * C * config.n_layer + a_block) if activation_checkpointing else a_block * config.n_layer
     casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
     # A CPU turns logits into their gradient in place (loss.HeadLoss), in float32 from a copy (linear.OneDNNLinear);

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from attention import cached_attention, causal_attention, merge_heads, split_heads
 from errors import UserError
 from linear import linear
 from loss import IGNORE, head_loss
@@ -57,45 +58,14 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, cache=None, layer=None):
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        qkv = self.c_attn(x)  # (B, T, 3C)
         if cache is None:
-            y = causal_attention(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
+            y = causal_attention(qkv, self.n_head, self.dropout if self.training else 0.0)  # (B, T, C)
         else:
+            q, k, v = split_heads(qkv, self.n_head)  # (B, nh, T, hs) each
             k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None is causal
-            y = cached_attention(q.to(k.dtype), k, v, visible)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+            y = merge_heads(cached_attention(q.to(k.dtype), k, v, visible))
         return F.dropout(self.c_proj(y), self.dropout, self.training)
-
-
-def causal_attention(q, k, v, dropout_p):
-    """Each query attends to the keys up to its own: q, k, v (B, nh, T, hs) → (B, nh, T, hs).
-
-    SDPA picks the best kernel of the device, but its bfloat16 kernel for CPUs takes two to four times as long as plain
-    matrix products over a few blocks of queries, each against only the keys it may see.
-    """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dropout_p > 0:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
-    T, hs = q.shape[2:]
-    size = max(64, min(256, T // 2))  # the fastest of 1, 2, 4 and 8 blocks at T = 64 … 512
-    q = q * hs**-0.5
-    future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    blocks = []
-    for start in range(0, T, size):
-        stop = min(start + size, T)
-        scores = q[:, :, start:stop] @ k[:, :, :stop].transpose(-2, -1)  # (B, nh, stop - start, stop)
-        scores += future[start:stop, :stop]  # all of it: a part, changed in place, costs the backward pass two copies
-        blocks.append(scores.softmax(-1) @ v[:, :, :stop])
-    return torch.cat(blocks, dim=2)
-
-
-def cached_attention(q, k, v, visible):
-    """Queries (B, nh, T, hs) attend to the keys (B, nh, S, hs) that `visible` shows them; None is causal."""
-    if visible is None or q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None and q.size(2) > 1)
-    scores = (q * q.size(3) ** -0.5) @ k.transpose(-2, -1)  # (B, nh, T, S); plain products for the same reason
-    return scores.masked_fill_(~visible, -math.inf).softmax(-1) @ v
 
 
 class MLP(nn.Module):

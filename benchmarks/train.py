@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import budget
 import model as model_file
 import runtime
+from attention import merge_heads, split_heads
 from benchmarks.measure import Row, peak_rss
 from errors import UserError
 from loss import IGNORE
@@ -45,7 +46,7 @@ class Variant:
     fused: bool = True  # AdamW in one kernel
     head_loss: bool = True  # loss.head_loss rather than torch's cross-entropy
     grad_accum_steps: int = 1
-    warmup: int = 2
+    warmup: int = 3  # freed memory is kept, but all of it has to be had once
     runs: int = 5
 
 
@@ -175,16 +176,18 @@ def leave_out(variant):
         model_file.head_loss = plain_loss
 
 
-def sdpa_attention(q, k, v, dropout_p):
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+def sdpa_attention(qkv, n_head, dropout_p):
+    q, k, v = split_heads(qkv, n_head)
+    return merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True))
 
 
-def naive_attention(q, k, v, dropout_p):
+def naive_attention(qkv, n_head, dropout_p):
     """Attention as its formula has it: scores (B, nh, T, T), a mask, a softmax, a product."""
+    q, k, v = split_heads(qkv, n_head)
     T, hs = q.shape[2:]
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
     scores = (q @ k.transpose(-2, -1) * hs**-0.5).masked_fill(future, float("-inf"))
-    return F.softmax(scores, dim=-1) @ v
+    return merge_heads(F.softmax(scores, dim=-1) @ v)
 
 
 def plain_loss(x, weight, targets, vocab_size):
