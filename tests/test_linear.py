@@ -26,6 +26,14 @@ def test_onednns_product_and_gradients_are_the_plain_ones(monkeypatch, bias):
         torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_a_transposed_weight_may_be_given(monkeypatch):
+    monkeypatch.setattr(linear_file, "WORTH_IT", 0)
+    monkeypatch.setattr(linear_file, "onednn_is_faster", lambda: True)
+    x, weight = torch.randn(30, 24), torch.randn(24, 40)
+    torch.testing.assert_close(linear(x, weight.t()), x @ weight, rtol=1e-5, atol=1e-5)
+
+
 def test_autocast_and_small_products_stay_with_torch():
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(16, 8)
     assert "OneDNN" not in type(linear(x, weight).grad_fn).__name__
