@@ -11,16 +11,27 @@ from benchmarks.measure import Row
 from benchmarks.train import Variant, measure
 from model import GPTConfig
 
-FIRST = {"dtype": "float32", "tf32": False, "attention": "naive", "pad_vocabulary": False, "fused": False}
-FIRST |= {"compile": False, "keep_memory": False, "head_loss": False}
+FIRST = {
+    "dtype": "float32",
+    "tf32": False,
+    "onednn": False,
+    "attention": "naive",
+    "pad_vocabulary": False,
+    "fused": False,
+    "compile": False,
+    "keep_memory": False,
+    "head_loss": False,
+}
+ALL = ("cuda", "mps", "cpu")
 RUNGS = (  # name, what it adds, the devices that can climb it
-    ("float32, naive attention", {}, ("cuda", "cpu")),
+    ("float32, naive attention", {}, ALL),
     ("TF32 matrix products", {"tf32": True}, ("cuda",)),
-    ("bfloat16 autocast", {"dtype": "bfloat16"}, ("cuda", "cpu")),
+    ("oneDNN for float32 products", {"onednn": True}, ("cpu",)),
+    ("bfloat16 autocast", {"dtype": "bfloat16"}, ALL),
     ("torch.compile", {"compile": True}, ("cuda",)),
-    ("SDPA attention", {"attention": "sdpa"}, ("cuda", "cpu")),
-    ("padded vocabulary", {"pad_vocabulary": True}, ("cuda", "cpu")),
-    ("fused AdamW", {"fused": True}, ("cuda", "cpu")),
+    ("SDPA attention", {"attention": "sdpa"}, ALL),
+    ("padded vocabulary", {"pad_vocabulary": True}, ALL),
+    ("fused AdamW", {"fused": True}, ALL),
     ("freed memory is kept", {"keep_memory": True}, ("cpu",)),
     ("logits become their gradient", {"head_loss": True}, ("cpu",)),
     ("attention in blocks", {"attention": "ours"}, ("cpu",)),
@@ -30,11 +41,11 @@ RUNGS = (  # name, what it adds, the devices that can climb it
 def run(settings):
     """The rows of `python bench.py ladder`, and the bar chart."""
     device = runtime.pick_device(settings.device)
-    sizes = {"B": 16, "T": 1024, "warmup": 5} if device.type == "cuda" else {"B": 4, "T": 256, "warmup": 2}
+    sizes = {"B": 16, "T": 1024, "warmup": 5} if device.type == "cuda" else {"B": 4, "T": 256, "warmup": 3}
     variant = Variant(device=device.type, runs=settings.runs, **FIRST | sizes)
     tokens, peak = variant.B * variant.T, budget.peak_flops(device, torch.bfloat16)
     limit = peak / budget.flops_per_token(GPTConfig(), variant.T)
-    print(f"GPT-2 124M, B = {variant.B}, T = {variant.T}; mfu against {peak / 1e12:.1f} TFLOP/s in bfloat16")
+    print(f"GPT-2 124M, B = {variant.B}, T = {variant.T}; mfu against {peak / 1e12:.2f} TFLOP/s in bfloat16")
     rows, speeds = [], []
     for name, adds, devices in RUNGS:
         if device.type not in devices:
@@ -51,12 +62,13 @@ def run(settings):
         )
         print(f"{name:30} {speeds[-1]:>10,.0f} tok/s  {note}", flush=True)
         rows.append(Row(f"ladder/{name}", "tok/s", speeds[-1], speeds[0], "the first rung", limit, note))
-    draw(rows, Path("log") / "ladder.png")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else runtime.cpu_name()
+    draw(rows, f"GPT-2 124M, B = {variant.B}, T = {variant.T}, on {name}", Path("log") / "ladder.png")
     return rows
 
 
-def draw(rows, path):
-    """The bar chart: tokens a second, rung by rung."""
+def draw(rows, title, path):
+    """The bar chart: tokens a second, rung by rung, and what the matrix products alone would allow."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,8 +80,10 @@ def draw(rows, path):
     bars = axis.barh(names, [row.ours for row in climbed], color="#0072B2")
     axis.bar_label(bars, [f"{row.ours:,.0f}  ({row.ratio:.1f}×)" for row in climbed], padding=4)
     axis.invert_yaxis()
+    axis.axvline(climbed[0].limit, color="#666666", linestyle="--", label="the model's FLOPs at the device's peak")
     axis.set_xlabel("tokens a second")
-    axis.set_title("GPT-2 124M, one training step")
+    axis.set_title(title)
+    figure.legend(loc="outside lower right", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0.2)
     path.parent.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 import budget
+import linear as linear_file
 import model as model_file
 import runtime
 from attention import merge_heads, split_heads
@@ -41,6 +42,7 @@ class Variant:
     compile: bool = False
     keep_memory: bool = True  # runtime.keep_freed_memory: ours always, Hugging Face's on request
     tf32: bool = True  # CUDA: for what stays float32
+    onednn: bool = True  # linear.py, for float32 on a CPU
     attention: str = "ours"  # or "sdpa", or "naive": all scores of a row in memory
     pad_vocabulary: bool = True
     fused: bool = True  # AdamW in one kernel
@@ -166,6 +168,8 @@ def worker(variant):
 
 def leave_out(variant):
     """Take out of this process what a lower rung of the ladder does without."""
+    if not variant.onednn:
+        linear_file.onednn_is_faster = lambda: False
     if variant.attention == "sdpa":
         model_file.causal_attention = sdpa_attention
     if variant.attention == "naive":
