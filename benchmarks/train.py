@@ -90,12 +90,14 @@ def run(settings):
     device = runtime.pick_device(settings.device)
     if device.type == "cuda":
         return cuda_rows(settings)
-    half = Variant(B=4, T=512, runs=settings.runs)
-    single = Variant(dtype="float32", B=4, T=64, runs=2 * settings.runs)
+    half = Variant(device=device.type, B=4, T=512, runs=settings.runs)
+    single = Variant(device=device.type, dtype="float32", B=4, T=64, runs=2 * settings.runs)
     rows = compare("train/124M/bf16/4x512", half, dataclasses.replace(half, code=HUGGING_FACE, keep_memory=False))
+    rows += compare("train/124M/fp32/4x64", single, dataclasses.replace(single, code=HUGGING_FACE, keep_memory=False))
+    if device.type == "mps":
+        return rows
     name = "train/124M/bf16/4x512/allocator"
     rows += compare(name, half, dataclasses.replace(half, code=HUGGING_FACE), "Hugging Face, our allocator setting")
-    rows += compare("train/124M/fp32/4x64", single, dataclasses.replace(single, code=HUGGING_FACE, keep_memory=False))
     return [*rows, two_ranks(settings)]
 
 
