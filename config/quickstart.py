@@ -1,5 +1,5 @@
-"""A small GPT learns to write Python from Python's own standard library, byte by byte, in about a minute and a half on
-two CPU cores. `make quickstart` prepares the data, trains this, and shows samples and the loss plot.
+"""A small GPT learns to write Python from Python's own standard library, byte by byte, in 1.5 to 3 minutes on two CPU
+cores. `make quickstart` prepares the data, trains this, and shows samples and the loss plot.
 """
 
 data_dir = "data/stdlib"

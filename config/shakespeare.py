@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, byte by byte: about a minute on two CPU cores. First:
+"""Tiny Shakespeare, byte by byte: one to two minutes on two CPU cores. First:
 
 python prepare.py shakespeare --tokenizer byte
 
