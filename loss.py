@@ -38,10 +38,10 @@ class HeadLoss(torch.autograd.Function):
         for part, target, loss in zip(logits.split(rows), targets.split(rows), losses.split(rows), strict=True):
             part_logits = part[:, :vocab_size].float()  # (rows, V)
             probs = part_logits.softmax(dim=1)
-            log_sum_exp = part_logits.amax(1) - probs.amax(1).log()  # the softmax has the sum, but doesn't say it
             ignored = target == IGNORE
             index = target.clamp(min=0)[:, None]
-            loss.copy_((log_sum_exp - part_logits.gather(1, index)[:, 0]).masked_fill_(ignored, 0.0))
+            behind = part_logits.amax(1) - part_logits.gather(1, index)[:, 0]  # the target's logit, behind the largest
+            loss.copy_((behind - probs.amax(1).log()).masked_fill_(ignored, 0.0))  # log p = log p_max - behind
             if wants_grad:
                 grad = probs.scatter_add_(1, index, torch.full(index.shape, -1.0))  # softmax - one-hot
                 part[:, :vocab_size] = grad.masked_fill_(ignored[:, None], 0.0) if ignored.any() else grad

@@ -1,5 +1,7 @@
 """The head's loss on a CPU equals the textbook's, and so do its gradients."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -31,6 +33,13 @@ def test_loss_and_gradients_equal_the_textbooks(monkeypatch, V, padded, chunk):
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     assert results[1][2][V:].abs().max().item() == 0 if padded > V else True
+
+
+def test_a_confident_prediction_keeps_its_small_loss():
+    """Logits of exactly 200 and 193: the difference of two numbers near 200 would lose what there is."""
+    x = torch.tensor([[200.0, 193.0, 0.0, 0.0]])
+    (ours,) = loss.head_loss(x, torch.eye(4), torch.tensor([0]), 4)
+    assert ours.item() == pytest.approx(math.log1p(math.exp(-7.0)), rel=1e-4)
 
 
 def test_bfloat16_is_as_close_as_its_products_allow():
