@@ -38,6 +38,9 @@ def print_top(profiler, on_gpu):
     rows = sorted(((getattr(a, own) / 1000, a.count, a.key) for a in averages), reverse=True)
     total = sum(ms for ms, _, _ in rows)
     what = "kernel" if on_gpu else "operator"
+    if not total:
+        print(f"one step: the profiler saw no {what}s (on a GPU it needs CUPTI, and the right to count)")
+        return
     print(f"one step: {total:,.1f} ms in {what}s")
     print(f"{what:60} {'calls':>7} {'ms':>10} {'share':>7}")
     for ms, calls, name in rows[:TOP]:
