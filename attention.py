@@ -29,6 +29,11 @@ def causal_attention(qkv, n_head, dropout_p=0.0):
     plain_products = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and dropout_p == 0
     if plain_products and not torch.compiler.is_compiling() and hasattr(torch, "_softmax_backward_data"):
         return BlockedAttention.apply(qkv, n_head)
+    return sdpa_attention(qkv, n_head, dropout_p)
+
+
+def sdpa_attention(qkv, n_head, dropout_p=0.0):
+    """The same by torch's own attention."""
     q, k, v = split_heads(qkv, n_head)
     return merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from attention import blocks
 from linear import linear
 
 # Dense bfloat16 peaks in FLOP/s, from the makers' data sheets (without sparsity).
@@ -99,7 +100,7 @@ def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=Fals
     # format their inputs (C, C, C, 4C), queries, keys and values (3C) and GELU's input (4C).
     a_block = 2 * C * 4 + 14 * C * size
     if device_type == "cpu" and dtype == torch.bfloat16:  # attention.BlockedAttention keeps its probabilities
-        a_block += 0.625 * config.n_head * T * size
+        a_block += config.n_head * size * sum((stop - start) * stop for start, stop in blocks(T)) / T
     layers = (4 * C * config.n_layer + a_block) if activation_checkpointing else a_block * config.n_layer
     casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
     # A CPU turns logits into their gradient in place (loss.HeadLoss), in float32 from a copy (linear.OneDNNLinear);

@@ -29,6 +29,7 @@ def onednn_is_faster():
 
 
 def onednn_linear(x, weight, bias=None):
+    """`F.linear` through oneDNN, without a gradient."""
     if not weight.is_contiguous():  # oneDNN transposes in a third of torch's time
         weight = weight.t().to_mkldnn().transpose(0, 1)
     return F.linear(x.contiguous().to_mkldnn(), weight, bias).to_dense()

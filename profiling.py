@@ -1,7 +1,6 @@
 """Where one step's time goes: the top operators on the screen, every one of them in a trace for a browser."""
 
 import contextlib
-import gzip
 import tempfile
 from pathlib import Path
 
@@ -23,9 +22,9 @@ def step_profiler(rt):
 def write_trace(path, profiler):
     """Write what `profiler` saw as a Chrome trace (gzip), which ui.perfetto.dev and chrome://tracing open."""
     with tempfile.TemporaryDirectory() as folder, AtomicFile(path) as f:
-        plain = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(plain))
-        f.write(gzip.compress(plain.read_bytes(), compresslevel=5))
+        trace = Path(folder) / "trace.json.gz"  # torch compresses what is called so
+        profiler.export_chrome_trace(str(trace))
+        f.write(trace.read_bytes())
     print(f"wrote {path}: open it in ui.perfetto.dev or chrome://tracing", flush=True)
 
 

@@ -137,6 +137,7 @@ class Trainer:
 
     def profile(self):
         """The same as `update`, and afterwards what took its time."""
+        self.rt.synchronize()  # the step before may still be under way on the device
         with profiling.step_profiler(self.rt) as profiler:
             self.update()
             self.rt.synchronize()

@@ -19,7 +19,7 @@ import budget
 import linear as linear_file
 import model as model_file
 import runtime
-from attention import merge_heads, split_heads
+from attention import merge_heads, sdpa_attention, split_heads
 from benchmarks.measure import Row, peak_rss
 from errors import UserError
 from loss import IGNORE
@@ -180,11 +180,6 @@ def leave_out(variant):
         model_file.VOCAB_MULTIPLE = 1
     if not variant.head_loss:
         model_file.head_loss = plain_loss
-
-
-def sdpa_attention(qkv, n_head, dropout_p):
-    q, k, v = split_heads(qkv, n_head)
-    return merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True))
 
 
 def naive_attention(qkv, n_head, dropout_p):
