@@ -13,10 +13,10 @@ from typing import Literal
 import tyro
 
 from benchmarks.measure import machine, memory_bandwidth, print_rows
-from budget import matmul_peak
 from configurator import configure
-from errors import UserError, command
-from runtime import DTYPES, pick_device, pick_dtype
+from system.errors import UserError, command
+from system.runtime import DTYPES, pick_device, pick_dtype
+from training.costs import matmul_peak
 
 VERBS = ("data", "train", "ladder", "generate", "eval")
 

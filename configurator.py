@@ -20,7 +20,7 @@ import typing
 
 import tyro
 
-from errors import UserError
+from system.errors import UserError
 
 BOOLEANS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
 BOOLEAN_KINDS = (bool, bool | None)  # None: decided later, from what is there

@@ -21,13 +21,12 @@ import torch
 import tyro
 from tqdm import tqdm
 
-import llmc
-import parity
-import weights
 from configurator import configure
-from errors import UserError, command
-from shards import open_shard
-from tokenizer import get_tokenizer
+from formats import llmc, weights
+from inference import compare
+from system.errors import UserError, command
+from tokens.shards import open_shard
+from tokens.tokenizer import get_tokenizer
 
 DEBUG_BATCH = (4, 64)  # rows and tokens, those of llm.c's own debug state
 
@@ -156,15 +155,15 @@ def read_hellaswag(path):
 def check(model, other, tolerance):
     """Print how `model` compares with `other`; 0 where they agree, 1 where they part (as `diff` does)."""
     if Path(other).is_file() and llmc.is_debug_state(other):
-        lines, parted = parity.report_state(model, llmc.read_debug_state(other, model.config), tolerance)
+        lines, parted = compare.report_state(model, llmc.read_debug_state(other, model.config), tolerance)
     else:
         by_transformers = other in weights.PRETRAINED or Path(other).is_dir()
-        theirs = parity.run_by_transformers(other) if by_transformers else weights.load_model(other).model
+        theirs = compare.run_by_transformers(other) if by_transformers else weights.load_model(other).model
         config = model.config
         shape = (1, config.block_size)  # one row that reaches every position
         idx = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1337))
         print(f"compared with {other}, run by {'transformers' if by_transformers else 'the same code'}")
-        lines, parted = parity.report(model, theirs, idx, tolerance)
+        lines, parted = compare.report(model, theirs, idx, tolerance)
     print("\n".join(lines))
     return int(parted)
 

@@ -17,15 +17,15 @@ from typing import Literal
 
 from tqdm import tqdm
 
-import hub
 from configurator import configure
-from documents import cut_file, find_files, fingerprint, is_jsonl, is_parquet, is_remote, open_parquet
-from errors import UserError, command
-from pipeline import Item, make_shards, tokenize_texts
-from progress import SHARD_TOKENS, finish, in_words, open_progress, print_summary
-from shards import read_meta
-from tokenizer import get_tokenizer
-from workers import cores
+from system.errors import UserError, command
+from text import hub
+from text.documents import cut_file, find_files, fingerprint, is_jsonl, is_parquet, is_remote, open_parquet
+from text.encoding import Item, make_shards, tokenize_texts
+from text.shard_writer import SHARD_TOKENS, finish, in_words, open_progress, print_summary
+from text.workers import cores
+from tokens.shards import read_meta
+from tokens.tokenizer import get_tokenizer
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}
 NAMES = {"edu": "edufineweb", "classic": "fineweb"}  # of the shards

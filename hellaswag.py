@@ -19,16 +19,16 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-import references
-import runtime
 from configurator import configure
-from download import download
-from errors import UserError, command
-from files import AtomicFile
-from inference import reading
-from loss import IGNORE
-from tokenizer import get_tokenizer
-from weights import load_model
+from formats.weights import load_model
+from inference.eval_model import reading
+from ops.cross_entropy import IGNORE
+from system import runtime
+from system.download import download
+from system.errors import UserError, command
+from system.files import AtomicFile
+from tokens.tokenizer import get_tokenizer
+from tracking import published
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # as in Hugging Face's datasets, 2020
@@ -352,9 +352,9 @@ def report(run, scores, config):
     run.print(f"acc: {correct}/{n}={correct / n:.4f}  acc_norm: {correct_norm}/{n}={correct_norm / n:.4f}")
     low, high, low_norm, high_norm = *interval(correct, n), *interval(correct_norm, n)
     run.print(f"95% interval: acc {low:.4f} to {high:.4f}, acc_norm {low_norm:.4f} to {high_norm:.4f}")
-    published = references.HELLASWAG.get((config.n_layer, config.n_embd), {})
-    if published:
-        run.print("published acc_norm: " + ", ".join(f"{name} {value:.4f}" for name, value in published.items()))
+    figures = published.HELLASWAG.get((config.n_layer, config.n_embd), {})
+    if figures:
+        run.print("published acc_norm: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
 
 def interval(successes, n, z=1.96):

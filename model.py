@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from attention import cached_attention, causal_attention, merge_heads, split_heads
-from errors import UserError
-from linear import linear
-from loss import IGNORE, head_loss
+from ops.attention import cached_attention, causal_attention, merge_heads, split_heads
+from ops.cross_entropy import IGNORE, head_loss
+from ops.linear import linear
+from system.errors import UserError
 
 VOCAB_MULTIPLE = 128  # matrix units like such widths: 50257 ids are computed as 50304
 
@@ -130,7 +130,7 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name, **overrides):
         """A GPT with the weights of `name`: gpt2 … gpt2-xl, a folder or a file; see `weights.load_model`."""
-        from weights import load_model  # the one import that looks up: people expect this method on the model
+        from formats.weights import load_model  # the one import that looks up: people expect this method on the model
 
         return load_model(name, **overrides).model
 

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
-import references
 from configurator import configure
-from errors import UserError, command
-from files import AtomicFile
-from runlog import path_of, read_config, read_log
+from system.errors import UserError, command
+from system.files import AtomicFile
+from tracking import published
+from tracking.runlog import path_of, read_config, read_log
 
 # Okabe & Ito 2008: told apart by colour-blind people too (less its yellow, too faint on white). Runs that share a
 # colour differ in their marker, and each curve of the loss bears its run's name at its end.
@@ -160,7 +160,7 @@ def draw_loss(axis, runs):
         if len(known):
             lowest.append(np.nanmin(np.concatenate([known, val])))
             highest.append(np.quantile(known, 0.9))
-    goals = figures_for(runs, references.FINEWEB_EDU_LOSS) if any(map(is_fineweb_edu, runs)) else {}
+    goals = figures_for(runs, published.FINEWEB_EDU_LOSS) if any(map(is_fineweb_edu, runs)) else {}
     labels += draw_goals(axis, goals, "{} {:.4f}")
     if lowest:  # the first steps' fall would flatten all that follows
         low, high = min([*lowest, *goals.values()]), max([*highest, *goals.values()])
@@ -175,7 +175,7 @@ def draw_hellaswag(axis, runs):
         x, accuracy = run.points("hella")
         axis.plot(x, accuracy, color=run.color, marker=run.marker, markersize=5, linewidth=1.6)
         labels += end_label(x, accuracy, "{:.4f}", run)
-    goals = {"chance": references.HELLASWAG_CHANCE} | figures_for(runs, references.HELLASWAG)
+    goals = {"chance": published.HELLASWAG_CHANCE} | figures_for(runs, published.HELLASWAG)
     labels += draw_goals(axis, goals, "{} {:.3f}")
     axis.set_title("HellaSwag accuracy (acc_norm)")
     place_labels(axis, labels)

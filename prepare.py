@@ -22,16 +22,16 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
-import hub
 from configurator import configure
-from documents import SUFFIXES, Given, cut_file, find_files, fingerprint
-from errors import UserError, command
-from inspection import inspect
-from pipeline import Item, count_characters, make_shards, tokenizer_here
-from progress import open_progress, print_summary
-from shakespeare import fetch_shakespeare, write_shakespeare
-from shards import read_meta
-from workers import cores, in_order
+from system.errors import UserError, command
+from text import hub
+from text.documents import SUFFIXES, Given, cut_file, find_files, fingerprint
+from text.encoding import Item, count_characters, make_shards, tokenizer_here
+from text.shakespeare import fetch_shakespeare, write_shakespeare
+from text.shard_writer import open_progress, print_summary
+from text.workers import cores, in_order
+from tokens.inspection import inspect
+from tokens.shards import read_meta
 
 TINYSTORIES = "roneneldan/TinyStories"
 SMALL = 32 << 20  # bytes of text that one process tokenizes sooner than others start

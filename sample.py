@@ -18,14 +18,14 @@ from typing import Literal
 
 import torch
 
-import checkpoint
-import runtime
 from configurator import configure
-from errors import UserError, command
-from generate import check_sampling, generate
-from inference import reading
-from tokenizer import get_tokenizer
-from weights import load_model
+from formats import checkpoint
+from formats.weights import load_model
+from inference.eval_model import reading
+from inference.generate import check_sampling, generate
+from system import runtime
+from system.errors import UserError, command
+from tokens.tokenizer import get_tokenizer
 
 STYLES = {
     "focused": {"temperature": 0.7, "top_k": 40, "top_p": 0.9},  # clear, stays on the subject

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
 import plot
-import runlog
 from configurator import configure, split_arguments
-from errors import UserError, command
-from stop import StopRequest
-from train_config import TrainConfig
+from formats import checkpoint
+from system.errors import UserError, command
+from system.signals import StopRequest
+from tracking import runlog
+from training.config import TrainConfig
 
 TRAIN = Path(__file__).with_name("train_gpt2.py")
 FREE_TEXT = ("sample_prompt",)  # a comma in it is only a comma

@@ -18,23 +18,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import budget
-import checkpoint
 import hellaswag
-import parallel
-import plan
 import plot
-import profiling
-import runlog
-import runtime
 from configurator import configure
-from dataloader import TrainLoader, validation_batches
-from errors import UserError, command
-from fit import settle_B
-from loss import IGNORE
-from optimizer import build_optimizers
-from outliers import OutlierDetector
-from run_setup import (
+from formats import checkpoint
+from ops.cross_entropy import IGNORE
+from sample import sample_texts
+from system import runtime
+from system.errors import UserError, command
+from system.signals import StopRequest
+from tokens.dataloader import TrainLoader, validation_batches
+from tracking import runlog
+from tracking.sinks import open_sinks
+from training import costs, dry_run, parallel, profiling
+from training.config import TrainConfig
+from training.micro_batch import settle_B
+from training.optimizer import build_optimizers
+from training.outliers import OutlierDetector
+from training.setup import (
     build_model,
     check_resume,
     claim_log_dir,
@@ -43,10 +44,6 @@ from run_setup import (
     prepare_extras,
     print_banner,
 )
-from sample import sample_texts
-from sinks import open_sinks
-from stop import StopRequest
-from train_config import TrainConfig
 
 PROFILE_AFTER = 5  # steps: by then all is compiled and the memory is there
 
@@ -55,7 +52,7 @@ PROFILE_AFTER = 5  # steps: by then all is compiled and the memory is there
 def main(argv=None):
     cfg = configure(TrainConfig, argv)
     if cfg.dry_run:
-        plan.print_plan(cfg)
+        dry_run.print_plan(cfg)
         return
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
     cfg.check_batch(rt.world_size)
@@ -100,7 +97,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
         self.tokenizer_name = data.tokens.tokenizer
         self.tokenizer, self.hellaswag = prepare_extras(cfg, rt, self.tokenizer_name, self.raw_model.config)
-        self.peak_flops = budget.peak_flops(rt.device, rt.dtype) * rt.world_size
+        self.peak_flops = costs.peak_flops(rt.device, rt.dtype) * rt.world_size
         self.step = 0  # updates made
         self.val_loss = self.val_step = None  # the last validation's, and of the weights after how many updates
         self.best = None  # (validation loss, step) of the best checkpoint
@@ -207,7 +204,7 @@ class Trainer:
         if not (self.rt.master and due(self.step, self.cfg.log_interval)):
             return
         tok_per_sec = self.cfg.total_batch_size / dt
-        mfu = budget.mfu(self.raw_model.config, self.cfg.T, tok_per_sec, self.peak_flops)
+        mfu = costs.mfu(self.raw_model.config, self.cfg.T, tok_per_sec, self.peak_flops)
         done, to_do = self.step + 1 - self.start_step, self.cfg.max_steps - self.step - 1
         left = datetime.timedelta(seconds=int((now - self.run_start) / done * to_do))
         line = f"step {self.step:4d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {dt * 1000:.0f} ms"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from benchmarks import loader
 from benchmarks.measure import Row
-from errors import UserError
 from prepare import stdlib_files
-from shards import read_meta
-from tokenizer import get_tokenizer
-from workers import cores
+from system.errors import UserError
+from text.workers import cores
+from tokens.shards import read_meta
+from tokens.tokenizer import get_tokenizer
 
 TEXT_BYTES = 800_000_000  # enough that starting the processes, which is counted, is a small part
 ROW_GROUP = 1000  # documents, as in FineWeb

@@ -4,10 +4,10 @@ import torch
 from torch.nn import functional as F
 
 import hellaswag
-import runtime
 from benchmarks.measure import Row, time_in_turn
-from budget import matmul_peak
 from model import GPT, GPTConfig
+from system import runtime
+from training.costs import matmul_peak
 
 
 def run(settings):

@@ -2,11 +2,11 @@
 
 import torch
 
-import runtime
 from benchmarks.measure import Row, memory_bandwidth, time_in_turn
-from generate import generate
-from inference import reading
+from inference.eval_model import reading
+from inference.generate import generate
 from model import GPT, GPTConfig
+from system import runtime
 
 PROMPT, NEW = 32, 128  # tokens
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-import budget
-import runtime
 from benchmarks.measure import Row
 from benchmarks.train import Variant, measure
 from model import GPTConfig
+from system import runtime
+from training import costs
 
 FIRST = {
     "dtype": "float32",
@@ -43,8 +43,8 @@ def run(settings):
     device = runtime.pick_device(settings.device)
     sizes = {"B": 16, "T": 1024, "warmup": 5} if device.type == "cuda" else {"B": 4, "T": 256, "warmup": 3}
     variant = Variant(device=device.type, runs=settings.runs, **FIRST | sizes)
-    tokens, peak = variant.B * variant.T, budget.peak_flops(device, torch.bfloat16)
-    limit = peak / budget.flops_per_token(GPTConfig(), variant.T)
+    tokens, peak = variant.B * variant.T, costs.peak_flops(device, torch.bfloat16)
+    limit = peak / costs.flops_per_token(GPTConfig(), variant.T)
     print(f"GPT-2 124M, B = {variant.B}, T = {variant.T}; mfu against {peak / 1e12:.2f} TFLOP/s in bfloat16")
     rows, speeds = [], []
     for name, adds, devices in RUNGS:

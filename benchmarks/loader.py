@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, memory_status
-from dataloader import TrainLoader, Windows
-from shards import open_shard, write_shard
+from tokens.dataloader import TrainLoader, Windows
+from tokens.shards import open_shard, write_shard
 
 B, T, SHARD_TOKENS = 64, 1024, 10**8
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from runtime import cpu_name
+from system.runtime import cpu_name
 
 
 @dataclass(frozen=True)

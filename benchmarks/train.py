@@ -15,16 +15,16 @@ import time
 import torch
 from torch.nn import functional as F
 
-import budget
-import linear as linear_file
 import model as model_file
-import runtime
-from attention import merge_heads, sdpa_attention, split_heads
 from benchmarks.measure import Row, peak_rss
-from errors import UserError
-from loss import IGNORE
 from model import GPT, GPTConfig
-from optimizer import Optimizers, build_optimizers
+from ops import linear as linear_file
+from ops.attention import merge_heads, sdpa_attention, split_heads
+from ops.cross_entropy import IGNORE
+from system import runtime
+from system.errors import UserError
+from training import costs
+from training.optimizer import Optimizers, build_optimizers
 
 OURS, HUGGING_FACE = "ours", "Hugging Face"
 
@@ -106,8 +106,8 @@ def compare(name, ours, baseline, baseline_name=None):
     results = [measure(ours), measure(baseline)]
     tokens = ours.B * ours.T * ours.grad_accum_steps
     device, dtype = torch.device(ours.device), runtime.DTYPES[ours.dtype]
-    peak = budget.peak_flops(device, dtype)
-    limit = peak / budget.flops_per_token(GPTConfig(n_layer=ours.n_layer), ours.T)
+    peak = costs.peak_flops(device, dtype)
+    limit = peak / costs.flops_per_token(GPTConfig(n_layer=ours.n_layer), ours.T)
     speeds = [tokens / result.median for result in results]
     note = (
         f"{results[0].median * 1000:,.0f} against {results[1].median * 1000:,.0f} ms a step (spread"
@@ -198,8 +198,8 @@ def plain_loss(x, weight, targets, vocab_size):
 
 def ours(variant, rt):
     """A function that makes one update, as `train_gpt2.Trainer.update` does."""
-    from parallel import wrap_model
-    from train_config import TrainConfig
+    from training.config import TrainConfig
+    from training.parallel import wrap_model
 
     model = GPT(GPTConfig(n_layer=variant.n_layer)).to(rt.device)
     _, train_model = wrap_model(model, TrainConfig(compile=variant.compile), rt)

@@ -1,77 +1,22 @@
-"""What many tests need: a tiny corpus on disk, a tiny training run, and the scripts as a user runs them."""
+"""Fixtures: a tiny corpus and a tiny training run."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models are faster so, and tests run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: faster for tiny models, and tests run side by side
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
+from helpers import TINY, as_flags, write_corpus
 
-import runtime
 from configurator import configure
-from shards import shard_name, write_meta, write_shard
-from stop import StopRequest
-from train_config import TrainConfig
+from system import runtime
+from system.signals import StopRequest
 from train_gpt2 import Trainer
-
-ROOT = Path(__file__).parent.parent
-TEXT = "".join(f"{a} plus {b} makes {a + b}.\n" for a in range(40) for b in range(40))
-TINY = {
-    "n_layer": 2,
-    "n_head": 2,
-    "n_embd": 32,
-    "block_size": 32,
-    "T": 32,
-    "B": 4,
-    "total_batch_size": 512,
-    "max_steps": 5,
-    "warmup_steps": 2,
-    "max_lr": 1e-3,
-    "min_lr": 1e-4,
-    "val_interval": 0,
-    "val_tokens": 1024,
-    "sample_interval": 0,
-    "hellaswag_interval": 0,
-    "checkpoint_interval": 0,
-    "device": "cpu",
-    "dtype": "float32",
-}
-
-
-def write_corpus(folder, text=TEXT, shards=2, val=2000):
-    """Byte shards of `text`: the last `val` characters are validation, the rest is split over `shards`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
-    parts = [data[-val:], *np.array_split(data[:-val], shards)]
-    entries = [
-        write_shard(folder / shard_name("tiny", i, ".npy"), np.concatenate([[256], part]).astype(np.uint16))
-        for i, part in enumerate(parts)
-    ]
-    write_meta(folder, {"tokenizer": "byte", "source": "a test", "shards": entries})
-    return folder
+from training.config import TrainConfig
 
 
 @pytest.fixture
 def corpus(tmp_path):
     return write_corpus(tmp_path / "data")
-
-
-def write_hellaswag(path, examples=7):
-    """A file in HellaSwag's own fields, about sums."""
-    with open(path, "w", encoding="utf-8") as f:
-        for i in range(examples):
-            record = {"ind": i, "ctx": f"{i} plus {i}", "label": i % 4}
-            f.write(json.dumps(record | {"endings": [f"makes {i + j}." for j in range(4)]}) + "\n")
-    return path
-
-
-def as_flags(settings):
-    return [f"--{name}={value}" for name, value in settings.items()]
 
 
 @pytest.fixture
@@ -88,31 +33,3 @@ def make_trainer(corpus, tmp_path):
         return Trainer(cfg, rt, StopRequest())
 
     return make
-
-
-def run_script(script, *args, env=None, timeout=120, cwd=ROOT, stdin=None):
-    """Run a script as a user would; returns the finished process with stdout and stderr as text."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        input=stdin,
-        check=False,
-    )
-
-
-def torchrun(ranks, script, *args, env=None, timeout=180, flags=()):
-    """Run a script under a real torchrun with `ranks` gloo processes of one thread each."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *flags]
-    return subprocess.run(
-        [sys.executable, *launcher, str(ROOT / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from configurator import configure
-from errors import UserError
+from system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shlex
 import typing
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from torch.distributed.run import get_args_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,6 +96,7 @@ def test_files_and_flags_that_a_page_mentions_exist(page):
         assert (page.parent / link).exists(), link
 
 
-def test_the_readme_says_what_each_file_is_for():
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
-    assert set(re.findall(r"`(\w+\.py)`", table)) == {path.name for path in ROOT.glob("*.py")}
+def test_readme_tree_lists_every_command_and_package():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
+    packages = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
+    assert set(re.findall(r"\b(\w+(?:\.py|/))(?=[\s)])", tree)) == {path.name for path in ROOT.glob("*.py")} | packages

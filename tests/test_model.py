@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from errors import UserError
 from model import GPT, IGNORE, GPTConfig, KVCache
+from system.errors import UserError
 
 SIZES = {  # n_layer, n_head, n_embd → parameters, as Hugging Face counts them
     (12, 12, 768): 124_439_808,

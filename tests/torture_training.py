@@ -19,14 +19,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import torch
-from conftest import TINY, as_flags, write_corpus
+from helpers import TINY, as_flags, write_corpus
 from tqdm import tqdm
 
-import checkpoint
 from configurator import configure
-from errors import UserError, command
-from runlog import read_log
-from shards import open_data
+from formats import checkpoint
+from system.errors import UserError, command
+from tokens.shards import open_data
+from tracking.runlog import read_log
 
 ROOT = Path(__file__).parent.parent
 RUN = TINY | {"max_steps": 300, "checkpoint_interval": 10, "val_interval": 50, "keep_last": 3, "dropout": 0.1}

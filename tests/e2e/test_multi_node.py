@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, as_flags, write_corpus
+from helpers import ROOT, TINY, as_flags, write_corpus
 
-import checkpoint
-from runlog import read_log
+from formats import checkpoint
+from tracking.runlog import read_log
 
 SETTINGS = TINY | {"max_steps": 10**6, "checkpoint_interval": 20, "resume": True}  # the test ends the run
 QUICK = "last_call_timeout=1,join_timeout=30,keep_alive_interval=1,keep_alive_max_attempt=4"  # seconds, not minutes

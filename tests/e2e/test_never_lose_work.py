@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, as_flags, run_script, torchrun, write_corpus
+from helpers import ROOT, TINY, as_flags, run_script, torchrun, write_corpus
 
-import checkpoint
-from runlog import read_log
+from formats import checkpoint
+from tracking.runlog import read_log
 
 SETTINGS = TINY | {"max_steps": 40, "checkpoint_interval": 5, "val_interval": 10, "keep_last": 2, "dropout": 0.1}
 
@@ -199,7 +199,7 @@ def test_a_full_disk_harms_nothing_that_was_good(tmp_path):
     (tmp_path / "small").mkdir()
     settings = TINY | {"data_dir": corpus, "log_dir": tmp_path / "small" / "log", "max_steps": 4}
     flags = as_flags(settings | {"checkpoint_interval": 1, "keep_last": 0, "log_interval": 0})
-    check = f"import checkpoint; print('good:', checkpoint.newest_good('{tmp_path}/small/log', print))"
+    check = f"from formats import checkpoint; print('good:', checkpoint.newest_good('{tmp_path}/small/log', print))"
     train = f"{sys.executable} train_gpt2.py {' '.join(flags)}"
     script = f'{mount.replace("$0", str(tmp_path / "small"))} && {train}; echo "exit $?"; {sys.executable} -c "{check}"'
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)

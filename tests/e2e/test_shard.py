@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, as_flags, run_script, torchrun, write_corpus
+from helpers import TINY, as_flags, run_script, torchrun, write_corpus
 
-import checkpoint
+from formats import checkpoint
 from model import GPT, GPTConfig
-from runlog import read_log
+from tracking.runlog import read_log
 
 SETTINGS = TINY | {"max_steps": 4, "checkpoint_interval": 2, "keep_last": 0, "val_tokens": 992}
 SETTINGS |= {"B": 2, "total_batch_size": 2 * 6 * 32, "block_size": 33}  # for 1, 2 and 3 ranks; odd sizes to divide

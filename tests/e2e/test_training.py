@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, as_flags, run_script, torchrun, write_corpus, write_hellaswag
+from helpers import TINY, as_flags, run_script, torchrun, write_corpus, write_hellaswag
 
-from runlog import read_log
+from tracking.runlog import read_log
 
 
 def test_a_run_leaves_a_falling_loss_and_every_file_it_promises(tmp_path):

@@ -1,0 +1,1 @@
+"""Model files ↔ plain tensors and shapes. Knows no `nn.Module`."""

@@ -1,0 +1,1 @@
+"""Using a model: generate text, score multiple-choice examples, compare two models."""

@@ -1,0 +1,1 @@
+"""Operations where plain torch is slow: attention, linear layers, cross-entropy."""

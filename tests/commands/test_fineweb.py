@@ -1,0 +1,287 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus import jsonl_bytes, make_documents, parquet_bytes, split_documents
+from hub_server import serve
+from torture_fineweb import SCRIPT, checksums, complete, is_part, kill_when, make_source, start
+
+from fineweb import cut_row, plan_shards
+from system.errors import UserError
+from text import hub
+from tokens.shards import open_data
+from tokens.tokenizer import get_tokenizer
+
+SHARD = 5000  # tokens
+REPO = "HuggingFaceFW/fineweb-edu"
+CARD = b"""---
+configs:
+- config_name: default
+  data_files: [{split: train, path: data/*/*}]
+- config_name: sample-10BT
+  data_files: [{split: train, path: sample/10BT/*}]
+---
+"""
+TEXTS = [make_documents(200, seed=i) for i in range(3)]
+ALL = [text for texts in TEXTS for text in texts]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Three parquet files on disk, and the checksums of the shards they make."""
+    folder = tmp_path_factory.mktemp("local")
+    (folder / "source").mkdir()
+    for i, texts in enumerate(TEXTS):
+        (folder / "source" / f"{i:03d}_00000.parquet").write_bytes(parquet_bytes(texts))
+    complete(folder / "source", folder / "out", "--num_proc", 2, "--shard_tokens", SHARD)
+    return folder / "source", checksums(folder / "out"), folder / "out"
+
+
+@contextlib.contextmanager
+def serve_hub(source, home):
+    """The hub with those files, and the environment to find it."""
+    files = {f"sample/10BT/{path.name}": path.read_bytes() for path in source.iterdir()}
+    files |= {"README.md": CARD, "data/CC-MAIN-2013-20/train-00000-of-00001.parquet": parquet_bytes(TEXTS[0])}
+    with serve(REPO, files) as server:
+        env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
+        yield server, env
+
+
+def run(env, out, *args):
+    options = ["--tokenizer", "byte", "--num_proc", 2, "--shard_tokens", SHARD]
+    command = [sys.executable, SCRIPT, *options, "--out", out, *args]
+    return subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def read_texts(out):
+    data = open_data(out, "make")
+    ids = np.concatenate(data.splits["val"] + data.splits["train"]).tolist()
+    return split_documents(ids, get_tokenizer(data.tokenizer))
+
+
+def test_local_files_become_a_row_of_shards_with_one_for_validation(local):
+    _, _, out = local
+    data = open_data(out, "make")
+    assert [len(shard) for shard in data.splits["val"]] == [SHARD]
+    assert {len(shard) for shard in data.splits["train"][:-1]} == {SHARD}
+    assert read_texts(out) == ALL
+
+
+def test_the_summary_is_in_meta_json(local):
+    meta = json.loads((local[2] / "meta.json").read_text())
+    size = sum(len(text.encode()) for text in ALL)
+    assert meta["documents"] == len(ALL)
+    assert meta["tokens"] == sum(entry["tokens"] for entry in meta["shards"]) == size + len(ALL)
+    assert meta["bytes"] == size
+    assert meta["bytes_per_token"] == pytest.approx(size / meta["tokens"], abs=1e-4)
+    assert meta["seconds"] > 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_hub_gives_the_same_shards_and_waits_out_trouble(local, tmp_path, streaming):
+    source, expected, _ = local
+    with serve_hub(source, tmp_path) as (server, env):
+        server.faults |= {"busy": 3, "drop": 1}
+        done = run(env, tmp_path / "out", *(["--streaming"] if streaming else []))
+        assert done.returncode == 0, done.stderr
+        assert checksums(tmp_path / "out") == expected
+        assert server.faults["busy"] == server.faults["drop"] == 0
+        assert "too many requests); trying again in" in done.stderr
+        whole = [path for method, path, range_ in server.log if method == "GET" and path.endswith("t") and not range_]
+        assert bool(whole) != streaming  # a stream never asks for a whole file
+        if not streaming:
+            server.faults["down"] = True
+            done = run(env | {"HF_HUB_OFFLINE": "1"}, tmp_path / "again")
+            assert done.returncode == 0, done.stderr
+            assert checksums(tmp_path / "again") == expected
+
+
+def test_a_fraction_downloads_only_that_part(local, tmp_path):
+    source, _, _ = local
+    with serve_hub(source, tmp_path) as (server, env):
+        done = run(env, tmp_path / "out", "--fraction", "0.1")
+        assert done.returncode == 0, done.stderr
+        asked = {path for _, path, range_ in server.log if path.endswith(".parquet")}
+        assert len(asked) == 1
+        assert all(range_ for method, path, range_ in server.log if path in asked)
+    texts = read_texts(tmp_path / "out")
+    assert texts == ALL[: len(texts)]
+    assert len(texts) == pytest.approx(0.1 * len(ALL), rel=0.1)
+
+
+def test_giving_up_names_the_ways_out(local, tmp_path):
+    source, _, _ = local
+    with serve_hub(source, tmp_path) as (server, env):
+        server.faults["down"] = True
+        done = run(env, tmp_path / "out", "--patience", "1")
+        assert done.returncode == 2
+        error = done.stderr.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert all(way in error for way in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "--fraction"))
+        done = run(env | {"HF_DATASETS_OFFLINE": "1"}, tmp_path / "out")
+        assert done.returncode == 2
+        assert "not in the cache" in done.stderr
+
+
+def test_an_unknown_subset_or_data_set_is_named(local, tmp_path):
+    with serve_hub(local[0], tmp_path) as (_, env):
+        done = run(env, tmp_path / "out", "--subset", "sample-10BTT")
+        assert done.returncode == 2
+        assert "sample-10BTT" in done.stderr
+        assert "'sample-10BT'" in done.stderr  # one that there is
+        done = run(env, tmp_path / "out", "--version", "classic")
+        assert done.returncode == 2
+        assert "HuggingFaceFW/fineweb/" in done.stderr
+        assert "answers 404" in done.stderr
+
+
+def test_offline_nothing_is_fetched(monkeypatch):
+    monkeypatch.setattr(hub, "offline", lambda: True)
+    monkeypatch.setattr(hub, "cached", lambda url: None)
+    with pytest.raises(UserError, match=r"a\.parquet is not in the cache"):
+        hub.find_copy("hf://datasets/x/y@main/a.parquet", stream=True)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """A source that takes a moment, and the checksums of its shards."""
+    folder = tmp_path_factory.mktemp("long")
+    source = make_source(folder / "source", files=2, documents=5000)
+    complete(source, folder / "out", "--num_proc", 2)
+    return source, checksums(folder / "out")
+
+
+def test_by_default_a_shard_is_a_twentieth_of_a_small_corpus(long_run):
+    _, expected = long_run
+    assert len(expected) in (20, 21)
+
+
+def test_killed_three_times_the_same_command_makes_the_same_shards(long_run, tmp_path):
+    source, expected = long_run
+    out, left = tmp_path / "out", []
+    for shards in (1, 6, 13):
+        process = start(source, out, "--num_proc", 1 + shards % 2)
+
+        def moment(shards=shards, process=process):
+            left[:] = children_of(process)
+            return len(list(out.glob("*.npy"))) >= shards
+
+        assert kill_when(process, moment)
+        wait_for_end(left)
+        found = checksums(out)
+        assert 0 < len(found) < len(expected)
+        assert is_part(found, expected)
+        assert not (out / "meta.json").exists()
+    assert "going on after" in complete(source, out, "--num_proc", 2)
+    assert checksums(out) == expected
+
+
+def test_ctrl_c_stops_cleanly_and_leaves_no_process(long_run, tmp_path):
+    process = start(long_run[0], tmp_path / "out", "--num_proc", 2)
+    while not list((tmp_path / "out").glob("*.npy")):
+        time.sleep(0.001)
+    left = children_of(process)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 130
+    assert "Traceback" not in text
+    wait_for_end(left)
+
+
+def test_a_killed_worker_is_noticed(long_run, tmp_path):
+    process = start(long_run[0], tmp_path / "out", "--num_proc", 1)
+    while not list((tmp_path / "out").glob("*.npy")):
+        time.sleep(0.01)
+    workers = [pid for pid in children_of(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    if not workers:
+        process.kill()
+        pytest.skip("no /proc to find the worker in")
+    os.kill(int(workers[0]), signal.SIGKILL)
+    text = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 2
+    assert "a worker process was killed" in text
+
+
+def children_of(process):
+    """Ids of a process's children; none where there is no /proc."""
+    try:
+        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except OSError:
+        return []
+
+
+def wait_for_end(pids):
+    end = time.monotonic() + 10
+    while any(map(runs, pids)):
+        assert time.monotonic() < end, "a process was left behind"
+        time.sleep(0.01)
+
+
+def runs(pid):
+    """Whether a process is there, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file size are POSIX")
+def test_a_full_disk_stops_it_with_the_space_it_needs_and_what_is_finished_stays(long_run, tmp_path):
+    source, expected = long_run
+    out = tmp_path / "out"
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+    code = limit + f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = ["--source", source, "--out", out, "--tokenizer", "byte", "--num_proc", 1]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert "no space left for" in error
+    assert "more are needed" in error
+    assert not list(out.glob("*.npy"))
+    complete(source, out)
+    assert checksums(out) == expected
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_the_workers_of_a_cluster_make_together_what_one_makes(tmp_path, kind):
+    make = {"parquet": parquet_bytes, "jsonl": jsonl_bytes}[kind]
+    for i, texts in enumerate(TEXTS):
+        (tmp_path / f"{i}.{kind}").write_bytes(make(texts))
+    for worker in range(3):
+        assert not (tmp_path / "out" / "meta.json").exists()
+        share = ["--worker", worker, "--num_workers", 3, "--num_proc", 1, "--shard_tokens", 10_000]
+        complete(tmp_path / f"*.{kind}", tmp_path / "out", *share)
+    assert len(list((tmp_path / "out").glob("*val*"))) == 1
+    data = open_data(tmp_path / "out", "make")
+    assert data.meta["documents"] == len(ALL)
+    tokenizer, texts = get_tokenizer("byte"), []
+    for worker in range(3):
+        names = sorted((entry["file"] for entry in data.meta["shards"]), key=number)
+        mine = [np.load(tmp_path / "out" / name) for name in names if number(name) % 3 == worker]
+        texts += split_documents(np.concatenate(mine).tolist(), tokenizer)
+    assert texts == ALL
+
+
+def number(name):
+    return int(name[-10:-4])
+
+
+def test_stretches_of_a_row_of_files_meet():
+    files = [("a", 10), ("b", 0), ("c", 30)]
+    assert cut_row(files, 0, 1) == [("a", 0.0, 1.0, 10), ("c", 0.0, 1.0, 30)]
+    assert cut_row(files, 0.125, 0.5) == [("a", 0.5, 1.0, 5), ("c", 0.0, pytest.approx(1 / 3), pytest.approx(10))]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "shard"),
+    [(None, 10**10, 10**8), (None, 10**7, 500_000), (None, 3, 1), (1000, 5000, 1000), (1000, 1500, 750)],
+)
+def test_there_are_always_training_shards(asked, expected, shard):
+    assert plan_shards(asked, expected) == shard

@@ -1,0 +1,132 @@
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from system.errors import UserError
+from system.files import AtomicFile
+from tokens.shards import list_shards, open_data, open_shard, shard_name, split_of, write_meta, write_shard
+
+TOKENS = np.array([50256, 1, 2, 65535, 0], dtype=np.uint16)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".bin"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    entry = write_shard(tmp_path / f"x{suffix}", TOKENS)
+    assert open_shard(tmp_path / f"x{suffix}").tolist() == TOKENS.tolist()
+    assert (entry["tokens"], entry["max_id"]) == (5, 65535)
+
+
+def test_npy_is_numpys_own(tmp_path):
+    write_shard(tmp_path / "x.npy", TOKENS)
+    array = np.load(tmp_path / "x.npy")
+    assert array.dtype == np.uint16
+    assert array.tolist() == TOKENS.tolist()
+
+
+def test_bin_is_what_llmc_reads(tmp_path):
+    """dataloader.h: 256 int32 (magic, version, count), then uint16, and a size that fits exactly."""
+    write_shard(tmp_path / "x.bin", TOKENS)
+    data = (tmp_path / "x.bin").read_bytes()
+    assert struct.unpack("<3i", data[:12]) == (20240520, 1, 5)
+    assert not any(data[12:1024])
+    assert data[1024:] == struct.pack("<5H", *TOKENS.tolist())
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[:-1], "too long": data + b"\0", "not a": b"\1" * 2048}[how])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".bin"])
+@pytest.mark.parametrize("how", ["truncated", "too long", "not a"])
+def test_a_damaged_shard_is_named(tmp_path, suffix, how):
+    path = tmp_path / f"x{suffix}"
+    write_shard(path, TOKENS)
+    damage(path, how)
+    with pytest.raises(UserError, match=rf"x\{suffix} is {how}"):
+        open_shard(path)
+
+
+def test_other_arrays_are_no_shards(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(4, np.float32))
+    with pytest.raises(UserError, match=r"float32.*expected one-dimensional uint16"):
+        open_shard(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.zeros(0, np.uint16))
+    with pytest.raises(UserError, match="no tokens"):
+        open_shard(tmp_path / "x.npy")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def fail():
+        with AtomicFile(tmp_path / "x.bin") as f:
+            f.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stem", "split"),
+    [
+        ("edufineweb_val_000000", "val"),
+        ("tiny_shakespeare_train", "train"),
+        ("interval_train_000001", "train"),
+        ("train_val_000000", "val"),
+        ("train_val_train_000001", "train"),
+        ("notes", None),
+    ],
+)
+def test_the_last_word_of_a_name_is_its_split(stem, split):
+    assert split_of(stem) == split
+
+
+def make_folder(tmp_path, name="edufineweb"):
+    entries = [write_shard(tmp_path / shard_name(name, i, ".npy"), TOKENS + i) for i in range(3)]
+    write_meta(tmp_path, {"tokenizer": "byte", "source": "s", "shards": entries})
+
+
+def test_shard_0_is_validation_and_order_is_by_number(tmp_path):
+    make_folder(tmp_path, "valuable_train")
+    data = open_data(tmp_path, "make")
+    assert [shard[0] for shard in data.splits["val"]] == [50256]
+    assert [shard[0] for shard in data.splits["train"]] == [50257, 50258]
+    assert data.tokenizer == "byte"
+
+
+def test_a_foreign_folder_is_taken_as_gpt2_and_scanned_once(tmp_path):
+    write_shard(tmp_path / "tiny_shakespeare_train.bin", TOKENS)
+    write_shard(tmp_path / "tiny_shakespeare_val.bin", TOKENS[:2])
+    data = open_data(tmp_path, "make")
+    assert (data.tokenizer, data.max_id, data.tokens("train"), data.tokens("val")) == ("gpt2", 65535, 5, 2)
+    assert {entry["file"] for entry in json.loads((tmp_path / "meta.json").read_text())["shards"]} == {
+        "tiny_shakespeare_train.bin",
+        "tiny_shakespeare_val.bin",
+    }
+
+
+def test_a_folder_and_its_meta_must_agree(tmp_path):
+    make_folder(tmp_path)
+    extra = tmp_path / "more_train_000009.npy"
+    write_shard(extra, TOKENS)
+    with pytest.raises(UserError, match=r"more_train_000009\.npy is not listed"):
+        open_data(tmp_path, "make")
+    extra.unlink()
+    write_shard(list_shards(tmp_path, "train")[0], TOKENS[:3])
+    with pytest.raises(UserError, match=r"holds 3 tokens, meta.json says 5"):
+        open_data(tmp_path, "make")
+    list_shards(tmp_path, "train")[0].unlink()
+    with pytest.raises(UserError, match=r"edufineweb_train_000001.npy is listed .* but gone"):
+        open_data(tmp_path, "make")
+
+
+def test_missing_and_unfinished_folders_are_named_with_the_command_that_mends_them(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere does not exist.*python prepare.py"):
+        open_data(tmp_path / "nowhere", "python prepare.py stdlib")
+    make_folder(tmp_path)
+    (tmp_path / "meta.json").rename(tmp_path / "progress.json")
+    with pytest.raises(UserError, match="unfinished"):
+        open_data(tmp_path, "make")

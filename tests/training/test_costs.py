@@ -1,0 +1,92 @@
+"""The formulas of cost equal what is counted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import GPT, GPTConfig
+from training import costs
+
+SIZES = {
+    "gpt2": ((12, 12, 768), 124_439_808),
+    "gpt2-medium": ((24, 16, 1024), 354_823_168),
+    "gpt2-large": ((36, 20, 1280), 774_030_080),
+    "gpt2-xl": ((48, 25, 1600), 1_557_611_200),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_counts_are_the_published_ones(name):
+    (n_layer, n_head, n_embd), count = SIZES[name]
+    assert costs.count_params(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)) == count
+
+
+def test_the_count_leaves_the_padding_out():
+    config = GPTConfig(block_size=16, vocab_size=200, n_layer=3, n_head=2, n_embd=32)
+    total = sum(p.numel() for p in GPT(config).parameters())
+    assert costs.count_params(config) == total - (256 - 200) * 32
+
+
+def test_flops_are_those_that_torch_counts():
+    config = GPTConfig(block_size=128, vocab_size=256, n_layer=3, n_head=2, n_embd=64)
+    model, idx = GPT(config), torch.randint(256, (2, 128))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it can count these products
+        model(idx, idx).backward()
+    biases_and_norms = 6 * config.n_layer * 13 * config.n_embd + 6 * 2 * config.n_embd  # in N, but no products
+    expected = (costs.flops_per_token(config, 128) - biases_and_norms) * idx.numel()
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.001)
+
+
+def test_mfu_of_a_known_case():
+    config = GPTConfig()
+    per_token = 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
+    assert costs.flops_per_token(config, 1024) == per_token
+    assert costs.mfu(config, 1024, tokens_per_s=1e6, peak=989e12) == pytest.approx(per_token * 1e6 / 989e12)
+
+
+MEASURE = """
+import json, sys
+import torch
+from system import runtime
+from training import costs
+from benchmarks.measure import peak_rss
+from model import GPT, GPTConfig
+from training.optimizer import build_optimizers
+
+dtype, n_layer, n_embd, B, T = json.loads(sys.argv[1])
+rt = runtime.start("cpu", dtype, keep_memory=False)  # its price is fragmentation, which no formula knows
+a = torch.randn(64, 64)
+with rt.autocast():
+    (a @ a).sum()  # libraries load what they need
+before = peak_rss()
+config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=n_embd, block_size=T)
+model = GPT(config)
+optimizers = build_optimizers(model, "adamw", 1e-4, (0.9, 0.95), 1e-8, 0.1)
+scaler = torch.amp.GradScaler("cpu", enabled=False)
+for step in range(2):
+    for micro_step in range(2):
+        idx = torch.randint(50257, (B, T + 1))
+        with rt.autocast():
+            loss = model(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+    optimizers.step(scaler)
+    optimizers.zero_grad()
+estimate = costs.memory(config, B, T, rt.dtype, device_type="cpu").total
+print(json.dumps([peak_rss() - before, estimate]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' peak counts differently")
+@pytest.mark.parametrize("case", [("bfloat16", 4, 384, 4, 512), ("float32", 3, 384, 4, 256)])
+def test_the_estimate_of_memory_is_within_a_fifth_of_the_peak(case):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(case)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    measured, estimate = json.loads(done.stdout.splitlines()[-1])
+    assert estimate == pytest.approx(measured, rel=0.2), (measured / 1e6, estimate / 1e6)

@@ -1,0 +1,44 @@
+"""Optimizers: the closed form of AdamW's first step, and which rule gets which parameter."""
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+from training.optimizer import build_adamw, build_optimizers
+
+
+def test_adamws_first_step_is_the_closed_form():
+    w = torch.nn.Parameter(torch.tensor([0.5]))
+    (optimizer,), _ = build_adamw([{"params": [w], "weight_decay": 0.01}], lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+    w.grad = torch.tensor([0.2])
+    optimizer.step()
+    # decay: 0.5·(1 - 1e-3·0.01) = 0.499995; then both moments are unbiased to g and g², so the step is lr·g/|g|
+    assert w.item() == pytest.approx(0.498995, abs=1e-7)
+
+
+def test_adamw_is_fused_on_a_cpu():
+    w = torch.nn.Parameter(torch.zeros(2))
+    assert build_adamw([{"params": [w]}], 1e-3, (0.9, 0.95), 1e-8)[1]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_updated_by_one_rule(kind):
+    model = GPT(GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16))
+    optimizers = build_optimizers(model, kind, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    taken = [id(p) for o in optimizers.optimizers for g in o.param_groups for p in g["params"]]
+    assert sorted(taken) == sorted(id(p) for p in model.parameters())
+    names = {id(p): name for name, p in model.named_parameters()}
+    if kind == "muon":
+        muon = [names[id(p)] for g in optimizers.optimizers[0].param_groups for p in g["params"]]
+        assert len(muon) == 2 * 4
+        assert all(name.startswith("transformer.h.") and name.endswith("weight") for name in muon)
+    optimizers.set_lr(0.123)
+    assert {g["lr"] for o in optimizers.optimizers for g in o.param_groups} == {0.123}
+
+
+def test_decay_is_for_matrices_alone():
+    model = GPT(GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16))
+    for optimizer in build_optimizers(model, "adamw", 1e-3, (0.9, 0.95), 1e-8, 0.25).optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                assert group["weight_decay"] == (0.25 if p.dim() >= 2 else 0.0)

@@ -1,0 +1,1 @@
+"""Text from disk or the hub → token shards."""

@@ -1,0 +1,233 @@
+"""Where text lies: files of several kinds, cut into pieces that any process can read by itself.
+
+A piece is a small description (which file, from where to where), so the process that hands out work reads no text, and
+workers read in parallel. Only where a file can't be read from its middle (a huge row group) does the piece carry text.
+Cutting never changes tokens: see `CUT`.
+"""
+
+import functools
+import glob
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from system.errors import UserError
+from text import hub
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+COLUMN = "text"  # of .jsonl and .parquet files
+PIECE_BYTES = 4 << 20  # large beside a hand-over between processes, small beside memory
+
+# Where a text may be cut without changing its GPT-2 tokens: after a character that is no space, before a space or line
+# feed. No token spans that place, because in GPT-2's pattern whitespace only ever begins a piece. These bytes are such
+# characters: ASCII, CJK ideographs, and the ideographic full stop.
+CUT = re.compile(rb"(?:[!-~]|[\xe4-\xe9][\x80-\xbf]{2}|\xe3\x80\x82)(?=[ \n])")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of a plain text file (part of one document) or of a .jsonl file (whole lines)."""
+
+    path: str
+    start: int
+    stop: int
+
+    @property
+    def continues(self):
+        """Whether the first text goes on with the document of the piece before."""
+        return self.start > 0 and not is_jsonl(self.path)
+
+    def texts(self):
+        with open(self.path, "rb") as f:
+            f.seek(self.start)
+            data = f.read(self.stop - self.start)
+        if is_jsonl(self.path):
+            return parse_lines(data, self.path, self.start)
+        try:
+            return [data.decode("utf-8")]
+        except UnicodeDecodeError as error:
+            raise not_utf8(self.path, self.start + error.start) from error
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one row group of a .parquet file, on disk or on the Hugging Face hub (`hf://…`)."""
+
+    path: str
+    group: int
+    start: int
+    stop: int
+    continues = False
+
+    def texts(self):
+        file = open_parquet(self.path)
+        try:
+            table = file.read_row_group(self.group, columns=[COLUMN])
+        except OSError as error:  # what pyarrow makes of damaged pages
+            raise UserError(f"{self.path}, row group {self.group}: {error}; fetch the file anew") from error
+        return [text for text in table[COLUMN].slice(self.start, self.stop - self.start).to_pylist() if text]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Texts themselves."""
+
+    given: list[str]
+    continues: bool = False
+
+    def texts(self):
+        return self.given
+
+
+def find_files(pattern):
+    """The files that a path, folder or glob stands for, in a fixed order. Raises `UserError` where there are none."""
+    if os.path.isfile(pattern):
+        return [pattern]
+    if os.path.isdir(pattern):
+        paths = sorted(p for p in Path(pattern).rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        found = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(pattern).parts)]
+        where = f"folder {pattern} holds no file of"
+    else:
+        found = [p for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
+        where = f"{pattern}: no such file or folder; expected one, or a pattern that matches files, of"
+    if not found:
+        raise UserError(f"{where} {', '.join(SUFFIXES)}")
+    return [str(path) for path in found]
+
+
+def cut_file(path, start=0.0, stop=1.0):
+    """Yield (piece, its part of the file) for the part of a file from `start` to `stop`, both 0 … 1.
+
+    Neighbouring parts meet exactly: what ends at 0.3 and what begins at 0.3 share no document and lose none.
+    """
+    if is_parquet(path):
+        yield from cut_parquet(path, start, stop)
+        return
+    size = os.path.getsize(path)
+    if size == 0:
+        raise UserError(f"{path} is empty; leave it out")
+    position, end = (next_cut(path, round(part * size), size) for part in (start, stop))
+    while position < end:
+        after = min(next_cut(path, position + PIECE_BYTES, size), end)
+        yield Span(path, position, after), (after - position) / size
+        position = after
+
+
+def next_cut(path, position, size):
+    """The first place at or after byte `position` where the file may be cut."""
+    if position <= 0 or position >= size:
+        return min(max(position, 0), size)
+    if is_jsonl(path):
+        with open(path, "rb") as f:
+            f.seek(position - 1)
+            f.readline()
+            return f.tell()
+    with open(path, "rb") as f:
+        while position < size:
+            f.seek(position)
+            found = CUT.search(f.read(1 << 16))
+            if found:
+                return position + found.end()
+            position += (1 << 16) - 4  # so that no place is missed that lies across two windows
+    return size
+
+
+def cut_parquet(path, start, stop):
+    """Row groups of ordinary size are left to the workers; a larger one is read here, batch by batch."""
+    metadata = open_parquet(path).metadata
+    total = metadata.num_rows
+    first, last = round(start * total), round(stop * total)
+    before = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        a, b = max(first - before, 0), min(last - before, rows)
+        before += rows
+        if a >= b:
+            continue
+        if text_bytes(metadata, group) <= 4 * PIECE_BYTES or is_remote(path):
+            yield Rows(path, group, a, b), (b - a) / total
+        else:
+            yield from cut_row_group(path, group, a, b)
+
+
+def cut_row_group(path, group, first, last):
+    file = open_parquet(path)
+    rows = file.metadata.row_group(group).num_rows
+    batch_rows = max(1, rows * PIECE_BYTES // text_bytes(file.metadata, group))
+    position = 0
+    for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[COLUMN]):
+        a, b = max(first - position, 0), min(last - position, len(batch))
+        position += len(batch)
+        if a < b:
+            texts = [text for text in batch.column(0).slice(a, b - a).to_pylist() if text]
+            yield Given(texts), (b - a) / file.metadata.num_rows
+
+
+def text_bytes(metadata, group):
+    """Uncompressed size of the text column in a row group."""
+    columns = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == COLUMN)
+
+
+@functools.lru_cache(maxsize=2)  # a file's footer is read once, not once a row group
+def open_parquet(path):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if is_remote(path):
+            file = pyarrow.parquet.ParquetFile(hub.RangeReader(path), pre_buffer=True)
+        else:
+            file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is not a whole parquet file ({error}); fetch it anew") from error
+    if COLUMN not in file.schema_arrow.names:
+        raise UserError(f"{path} has no column {COLUMN!r}; it has {', '.join(file.schema_arrow.names)}")
+    return file
+
+
+def parse_lines(data, path, start):
+    """The texts of whole lines of JSON."""
+    texts = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)[COLUMN]
+            if not isinstance(text, str):
+                raise TypeError
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, start + error.start) from error
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"line {number}" + (f" after byte {start:,}" if start else "")
+            raise UserError(f'{path}, {where}: expected JSON like {{"{COLUMN}": "…"}}, found {line[:40]!r}') from error
+        if text:
+            texts.append(text)
+    return texts
+
+
+def not_utf8(path, position):
+    return UserError(f"{path} is not UTF-8 text (byte {position:,}); convert it, or leave it out")
+
+
+def fingerprint(paths):
+    """Tells whether files are still the ones that were prepared, without reading them."""
+    stats = [(path, os.stat(path)) for path in paths]
+    seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def is_remote(path):
+    return path.startswith(hub.SCHEME)
+
+
+def is_jsonl(path):
+    return path.endswith(".jsonl")
+
+
+def is_parquet(path):
+    return path.endswith(".parquet")

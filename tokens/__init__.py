@@ -1,0 +1,1 @@
+"""Token ids: tokenizers, shards on disk, the data loader."""

@@ -1,0 +1,1 @@
+"""What a run records: log, sinks, curves, published figures, environment."""
