@@ -1,4 +1,4 @@
-"""Causal self-attention, by the fastest way that the device has.
+"""Causal self-attention, by the fastest implementation for the device.
 
 Shapes: B rows, T positions, C = nh·hs channels in nh heads of size hs, S keys.
 """
@@ -21,10 +21,10 @@ def merge_heads(y):
 
 
 def causal_attention(qkv, n_head, dropout_p=0.0):
-    """Each position attends to those up to its own: qkv (B, T, 3C) → (B, T, C).
+    """Each position attends to itself and the positions before it: qkv (B, T, 3C) → (B, T, C).
 
-    SDPA picks the best kernel of the device, but its bfloat16 kernel for CPUs takes two to four times as long as plain
-    matrix products over a few blocks of queries.
+    SDPA picks the best kernel of the device, except on CPUs in bfloat16: there its kernel takes two to four times as
+    long as plain matrix products over blocks of queries (`BlockedAttention`; measured at T = 64 to 512).
     """
     plain_products = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and dropout_p == 0
     if plain_products and not torch.compiler.is_compiling() and hasattr(torch, "_softmax_backward_data"):
@@ -33,24 +33,24 @@ def causal_attention(qkv, n_head, dropout_p=0.0):
 
 
 def sdpa_attention(qkv, n_head, dropout_p=0.0):
-    """The same by torch's own attention."""
+    """`causal_attention` by torch's scaled dot-product attention."""
     q, k, v = split_heads(qkv, n_head)
     return merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True))
 
 
 def cached_attention(q, k, v, visible):
-    """Queries (B, nh, T, hs) attend to the keys (B, nh, S, hs) that `visible` shows them; None is causal."""
+    """Queries (B, nh, T, hs) attend to keys (B, nh, S, hs) where the mask `visible` is true; None: causal."""
     if visible is None or q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None and q.size(2) > 1)
-    scores = (q * q.size(3) ** -0.5) @ k.transpose(-2, -1)  # (B, nh, T, S); plain products for the same reason
+    scores = (q * q.size(3) ** -0.5) @ k.transpose(-2, -1)  # (B, nh, T, S); plain products, as in causal_attention
     return scores.masked_fill_(~visible, -math.inf).softmax(-1) @ v
 
 
 class BlockedAttention(torch.autograd.Function):
-    """Blocks of queries, each against only the keys that it may see; the backward pass is the softmax's by hand.
+    """Attention in blocks of queries, each multiplied only with the keys that it may attend to.
 
-    By hand, because autograd would pad the gradients of each block's keys and values to all positions, and copy what
-    here is written in place.
+    The backward pass is written out, because autograd would pad the gradients of each block's keys and values to all
+    positions and copy them. `torch._softmax_backward_data` is private: without it `causal_attention` uses SDPA.
     """
 
     @staticmethod
@@ -78,18 +78,18 @@ class BlockedAttention(torch.autograd.Function):
         grads = torch.empty(3, *q.shape, dtype=q.dtype)
         grad_q, grad_k, grad_v = grads
         for (start, stop), probs in reversed([*zip(blocks(T), all_probs, strict=True)]):
-            add = int(stop < T)  # the last block, here the first, sees all keys: it writes, the others add
+            add = int(stop < T)  # the last block comes first and covers all keys: it writes, the others add
             grad_y = grad[:, start:stop]
             grad_v[:, :stop].baddbmm_(probs.mT, grad_y, beta=add)
             grad_probs = grad_y @ v[:, :stop].mT
             grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
             torch.bmm(grad_scores, k[:, :stop], out=grad_q[:, start:stop])
-            grad_k[:, :stop].baddbmm_(grad_scores.mT, q[:, start:stop], beta=add)  # q holds the scale already
+            grad_k[:, :stop].baddbmm_(grad_scores.mT, q[:, start:stop], beta=add)  # q is already scaled
         grad_q.mul_(q.size(2) ** -0.5)
         return grads.view(3, B, n_head, T, -1).permute(1, 3, 0, 2, 4).flatten(2), None
 
 
 def blocks(T):
-    """[(start, stop)] of the query blocks: a quarter of the positions each, the fastest at T = 256 and 512."""
+    """[(start, stop)] of the query blocks: a quarter of the positions each, fastest at T = 256 and 512."""
     size = max(64, min(256, T // 4))
     return [(start, min(start + size, T)) for start in range(0, T, size)]

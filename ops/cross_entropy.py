@@ -1,8 +1,9 @@
-"""The cross-entropy of a language model's head, without a second copy of its largest tensor.
+"""The cross-entropy of a language model's head, without a second copy of the logits.
 
-For 2,048 tokens the logits over 50,304 ids are 0.2 GB in bfloat16, and the plain way (logits, their float32 copy, its
-softmax, its gradient) holds and moves several times as much. Here the logits become their own gradient, a few rows at a
-time in float32, while those rows are in the processor's cache; the matrix products stay whole, as they are fastest.
+For 2,048 tokens the logits over 50,304 ids take 0.2 GB in bfloat16; the plain computation (logits, a float32 copy, its
+softmax, its gradient) stores and moves several times as much. On a CPU the logits are overwritten by their gradient, a
+few rows at a time in float32 while those rows are in the cache. The matrix products are not divided: they are fastest
+whole.
 """
 
 import torch
@@ -10,23 +11,25 @@ from torch.nn import functional as F
 
 from ops.linear import linear
 
-IGNORE = -1  # a target that takes no part in the loss
-CHUNK = 1 << 20  # logits treated at once: 4 MB in float32
+IGNORE = -1  # targets with this value do not count in the loss
+CHUNK = 1 << 20  # logits processed at once: 4 MB in float32
 
 
 def head_loss(x, weight, targets, vocab_size):
     """Cross-entropy in nats of each row, float32 (N,), 0 where the target is -1.
 
-    Hidden states x (N, C), head weight (padded vocabulary, C), of which rows from `vocab_size` on take no part, and
-    targets (N,). Matrix products run in the autocast format.
+    x: hidden states (N, C). weight: (padded vocabulary, C); rows from `vocab_size` on are ignored. targets: (N,).
+    Matrix products run in the autocast format.
     """
     if x.device.type == "cpu":
         return HeadLoss.apply(x, weight, targets, vocab_size, torch.is_grad_enabled())
-    logits = F.linear(x, weight)[:, :vocab_size].float()  # on GPUs, torch.compile fuses what follows
+    logits = F.linear(x, weight)[:, :vocab_size].float()  # on GPUs, torch.compile fuses the rest
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
 
 
 class HeadLoss(torch.autograd.Function):
+    """`head_loss` on a CPU: the forward pass stores the gradient of the logits in place of the logits."""
+
     @staticmethod
     def forward(ctx, x, weight, targets, vocab_size, wants_grad):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -40,7 +43,7 @@ class HeadLoss(torch.autograd.Function):
             probs = part_logits.softmax(dim=1)
             ignored = target == IGNORE
             index = target.clamp(min=0)[:, None]
-            behind = part_logits.amax(1) - part_logits.gather(1, index)[:, 0]  # the target's logit, behind the largest
+            behind = part_logits.amax(1) - part_logits.gather(1, index)[:, 0]  # largest logit - target's logit
             loss.copy_((behind - probs.amax(1).log()).masked_fill_(ignored, 0.0))  # log p = log p_max - behind
             if wants_grad:
                 grad = probs.scatter_add_(1, index, torch.full(index.shape, -1.0))  # softmax - one-hot
@@ -53,7 +56,7 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_losses):
         x, weight, grad_logits = ctx.saved_tensors
-        scale = grad_losses[:, None].to(x.dtype)  # (N, 1): a row's scale can wait until after the products
+        scale = grad_losses[:, None].to(x.dtype)  # (N, 1): each row's scale is applied after the products
         with torch.autocast("cpu", enabled=False):
             grad_x = linear(grad_logits, weight.t()) * scale
             grad_weight = grad_logits.T @ (x * scale)

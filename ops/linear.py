@@ -1,8 +1,8 @@
-"""Linear layers as fast as the processor allows in float32.
+"""Linear layers in float32 by oneDNN on AMD processors.
 
-Torch sends float32 products on a CPU to MKL, which on AMD's processors uses half of their vector width; oneDNN, which
-torch brings too, uses all of it. A tensor in oneDNN's layout goes there by the same `F.linear`. In bfloat16, and on any
-other device, torch already picks the best.
+Torch computes float32 products on a CPU with MKL, which uses half of the vector width of AMD's processors; oneDNN,
+which torch includes, uses all of it. `F.linear` calls oneDNN for tensors in oneDNN's layout. For bfloat16 and for other
+devices torch already picks the fastest library.
 """
 
 import functools
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from system.runtime import cpu_name
 
-WORTH_IT = 1 << 26  # multiplications, below which changing the layout costs more than it gains
+WORTH_IT = 1 << 26  # multiplications; below this, changing the layout costs more than it saves
 
 
 def linear(x, weight, bias=None):
-    """x (…, in) · weight (out, in) transposed + bias (out,) → (…, out): `F.linear`, by oneDNN where that is faster."""
+    """`F.linear`, by oneDNN where that is faster: x (…, in), weight (out, in), bias (out,) → (…, out)."""
     plain = torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling() or x.dtype != torch.float32
     if plain or x.device.type != "cpu" or x.numel() * weight.size(0) < WORTH_IT or not onednn_is_faster():
         return F.linear(x, weight, bias)
@@ -29,14 +29,14 @@ def onednn_is_faster():
 
 
 def onednn_linear(x, weight, bias=None):
-    """`F.linear` through oneDNN, without a gradient."""
-    if not weight.is_contiguous():  # oneDNN transposes in a third of torch's time
+    """`F.linear` computed by oneDNN, without autograd."""
+    if not weight.is_contiguous():  # oneDNN transposes three times as fast as torch
         weight = weight.t().to_mkldnn().transpose(0, 1)
     return F.linear(x.contiguous().to_mkldnn(), weight, bias).to_dense()
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """Output and input's gradient by oneDNN; the weight's gradient by MKL, since oneDNN gains nothing there."""
+    """oneDNN computes the output and the input's gradient; MKL the weight's gradient, where oneDNN is not faster."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):

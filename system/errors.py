@@ -12,6 +12,12 @@ class UserError(Exception):
     """A mistake that the user can mend. The message is one line: the thing, what was expected, what to do."""
 
 
+def require(ok, name, value, wanted):
+    """Raise `UserError` for a setting's value unless `ok`."""
+    if not ok:
+        raise UserError(f"{name} = {value}: expected {wanted}")
+
+
 def command(main):
     """Decorate a script's `main`: a `UserError` becomes one line on stderr and exit code 2.
 

@@ -10,8 +10,8 @@ from helpers import TINY, as_flags, write_corpus
 from configurator import configure
 from system import runtime
 from system.signals import StopRequest
-from train_gpt2 import Trainer
 from training.config import TrainConfig
+from training.setup import set_up
 
 
 @pytest.fixture
@@ -20,16 +20,14 @@ def corpus(tmp_path):
 
 
 @pytest.fixture
-def make_trainer(corpus, tmp_path):
-    """A function that sets up a tiny run on the CPU, with whatever settings differ from `TINY`."""
+def make_run(corpus, tmp_path):
+    """A function that sets up a tiny run on the CPU; settings given to it override `TINY`."""
 
     def make(**settings):
         settings = TINY | {"data_dir": corpus, "log_dir": tmp_path / "log", "overwrite": True} | settings
         if settings.get("resume"):
             settings["overwrite"] = False
         cfg = configure(TrainConfig, as_flags(settings))
-        rt = runtime.start(cfg.device, cfg.dtype, cfg.seed)
-        cfg.check_batch(rt.world_size)
-        return Trainer(cfg, rt, StopRequest())
+        return set_up(cfg, runtime.start(cfg.device, cfg.dtype, cfg.seed), StopRequest())
 
     return make

@@ -1,22 +1,23 @@
-"""Every setting of a training run: its default, its meaning, and what would be impossible.
+"""Every setting of a training run: its default, its meaning, and the values that are refused.
 
-The defaults are the real thing: GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedule and batch size
-(Brown et al. 2020, table 2.1 and appendix B).
+The defaults train the real thing: GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedule and batch size
+(Brown et al. 2020, table 2.1 and appendix B). Evaluations bring settings of their own, see `training/evaluation.py`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from system.errors import UserError
+from system.errors import UserError, require
 from tracking.sinks import require_installed
-
-ZSCORES = ("skip_loss_zscore", "skip_norm_zscore")
+from training.evaluation import EVALUATIONS
+from training.optimizer import MUON, OPTIMIZERS
+from training.parallel import FULL, SHARD_MODES
+from training.schedule import SCHEDULES
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a GPT-2: on one device by plain python, on many by torchrun --standalone --nproc_per_node=N."""
-
+class CoreSettings:
     data_dir: str = "edu_fineweb10B"
     """folder of token shards (fineweb.py and prepare.py make them); "synthetic" makes a few kB of its own"""
     log_dir: str = "log/gpt2_124M"
@@ -24,11 +25,11 @@ class TrainConfig:
     resume: bool = False
     """continue from the newest good checkpoint in log_dir, or start where there is none"""
     overwrite: bool = False
-    """delete the run that log_dir holds and start anew"""
+    """delete the run that log_dir holds and start a new one"""
     init_from: str = "scratch"
     """scratch, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint"""
     tokenizer: str | None = None
-    """gpt2 or byte; only checked, since the data says which one it was made with"""
+    """gpt2 or byte: stops the run if the data was made with another one"""
 
     block_size: int = 1024
     """longest context of the model, in tokens"""
@@ -42,21 +43,23 @@ class TrainConfig:
     """share of activations dropped in training"""
 
     B: int | Literal["auto"] = 64
-    """micro-batch: sequences that one device computes at once; auto: as many as fit (a power of two)"""
+    """micro-batch size: sequences that one device computes at once; auto: the largest power of two that fits"""
     T: int = 1024
     """tokens in a training sequence, at most block_size"""
     total_batch_size: int = 524288
-    """tokens an update, over all micro-steps and ranks"""
+    """tokens in an update, over all micro-steps and ranks"""
     max_steps: int = 19073
-    """updates in all"""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    """updates in the whole run"""
+    optimizer: Literal[*OPTIMIZERS] = "adamw"
     """adamw, or muon for the blocks' matrices with adamw for the rest"""
+    schedule: Literal[*SCHEDULES] = "cosine"
+    """how the learning rate falls after the warm-up, from max_lr to min_lr"""
     max_lr: float = 6e-4
     """peak learning rate"""
     min_lr: float = 6e-5
     """learning rate at max_steps and after"""
     warmup_steps: int = 715
-    """updates of linear warmup"""
+    """updates of linear warm-up"""
     weight_decay: float = 0.1
     """decay of tensors with two or more dimensions"""
     beta1: float = 0.9
@@ -66,20 +69,20 @@ class TrainConfig:
     eps: float = 1e-8
     """AdamW: added to the denominator"""
     grad_clip: float = 1.0
-    """largest norm of the gradient; 0 clips nothing"""
+    """largest norm of the gradient; 0: no clipping"""
     seed: int = 1337
-    """of the weights, of the order of the data and of dropout"""
+    """seed of the initial weights, the order of the data and dropout"""
     overfit_batch: bool = False
-    """train on the first batch alone: the first check of a changed model"""
+    """train on the first batch only: the first check of a changed model"""
     max_bad_steps: int = 5
-    """stop after so many steps in a row whose loss or gradient is not finite"""
+    """stop after this many consecutive steps whose loss or gradient is not finite"""
     skip_loss_zscore: float = 0.0
-    """skip an update whose loss lies so many standard deviations above the last 128 steps'; 0: never"""
+    """skip an update whose loss is this many standard deviations above the mean of the last 128 steps; 0: never"""
     skip_norm_zscore: float = 0.0
     """the same for the gradient's norm"""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """where to train"""
+    """device to train on; auto: cuda, else mps, else cpu"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format of matrix products; weights stay float32"""
     compile: bool | None = None
@@ -89,15 +92,15 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, more time, same losses"""
     deterministic: bool = False
-    """CUDA: the same bits each time, at some cost in speed (a CPU gives them anyway)"""
+    """CUDA: bit-identical results in every run, at some cost in speed (a CPU always gives them)"""
     dist_timeout: int = 300
-    """seconds that a rank waits for the others"""
-    shard: Literal["none", "optimizer", "full"] = "none"
-    """what the ranks divide among them: nothing, the optimizer's state, or weights and gradients too"""
+    """seconds that a rank waits for the other ranks"""
+    shard: Literal[*SHARD_MODES] = "none"
+    """what the ranks divide among themselves: nothing, the optimizer's state, or also weights and gradients"""
     profile: bool = False
-    """profile one step, the sixth: print its top operators, write log_dir/trace_*.json.gz (that step is slower)"""
+    """profile the sixth step: print its top operators and write log_dir/trace_*.json.gz (that step is slower)"""
     dry_run: bool = False
-    """print what the run would take (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
+    """print what the run would need (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
     assumed_mfu: float = 0.4
     """dry_run: share of its peak that a GPU is taken to reach"""
     price_per_hour: float = 0.0
@@ -105,70 +108,48 @@ class TrainConfig:
 
     log_interval: int = 1
     """steps between lines, on the screen and in the log"""
-    val_interval: int = 250
-    """steps between validations; 0: only at the start and end"""
-    val_tokens: int = 10485760
-    """tokens in a validation, at most the split's"""
-    sample_interval: int = 250
-    """steps between samples; 0: none"""
-    sample_prompt: str | None = None
-    """what samples continue; by default a sentence for gpt2 data and nothing for byte data"""
-    num_samples: int = 4
-    """samples each time"""
-    sample_tokens: int = 48
-    """new tokens in a sample"""
-    hellaswag_interval: int = 250
-    """steps between HellaSwag scores (log stream hella: acc_norm); 0: none"""
-    hellaswag_limit: int | None = None
-    """score only the first so many of its examples; None: all 10,042"""
-    hellaswag_data: str | None = None
-    """a .jsonl file in HellaSwag's own fields; None: the original, downloaded once"""
     checkpoint_interval: int = 5000
     """steps between checkpoints; 0: only at the end"""
     keep_last: int = 3
-    """checkpoints kept, beside the best by validation loss; 0: all"""
+    """newest checkpoints to keep, besides the best by validation loss; 0: all"""
     on_checkpoint_error: Literal["continue", "stop"] = "continue"
-    """when a checkpoint can't be written (a full disk): go on without it, or stop"""
+    """when a checkpoint can't be written (a full disk): continue without it, or stop"""
     tensorboard: bool = False
-    """log to TensorBoard too, in log_dir/tensorboard"""
+    """also log to TensorBoard, in log_dir/tensorboard"""
     wandb: bool = False
-    """log to Weights & Biases too"""
+    """also log to Weights & Biases"""
+
+    def compiles(self, device_type):
+        """Whether torch.compile is used: as set, by default on CUDA only."""
+        if self.compile is None:
+            return device_type == "cuda"
+        return self.compile
 
     def check(self):
         """Raise `UserError` for a value that no run could use."""
-        if self.B != "auto":
-            require(self.B >= 1, "B", self.B, "at least 1, or auto")
-        for name in (
-            "T",
-            "total_batch_size",
-            "max_steps",
-            "val_tokens",
-            "num_samples",
-            "sample_tokens",
-            "max_bad_steps",
-        ):
+        for name in ("T", "total_batch_size", "max_steps", "max_bad_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr", *ZSCORES):
+        for name in AT_LEAST_ZERO:
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("log_interval", "val_interval", "sample_interval", "hellaswag_interval", "checkpoint_interval"):
+        for name in (field.name for field in dataclasses.fields(self) if field.name.endswith("_interval")):
             require(getattr(self, name) >= 0, name, getattr(self, name), "steps, or 0 for never")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 ≤ value < 1")
-        if self.optimizer == "muon" and self.shard == "full":
-            raise UserError(
-                "optimizer = muon needs its matrices whole, and shard = full divides them: shard = optimizer"
-            )
+        require(self.B == "auto" or self.B >= 1, "B", self.B, "at least 1, or auto")
         require(0 < self.assumed_mfu <= 1, "assumed_mfu", self.assumed_mfu, "0 < value ≤ 1")
-        require(self.price_per_hour >= 0, "price_per_hour", self.price_per_hour, "at least 0")
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
+        if self.optimizer == MUON and self.shard == FULL:
+            raise UserError(
+                "optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer"
+            )
         for package in ("tensorboard", "wandb"):
             if getattr(self, package):
                 require_installed(package)
 
     def check_batch(self, world_size):
-        """Raise `UserError` where total_batch_size is not a whole number of micro-batches; name the nearest that is."""
+        """Raise `UserError` if total_batch_size is no whole number of micro-batches; name the nearest that is."""
         B = 1 if self.B == "auto" else self.B
         unit = B * self.T * world_size
         if self.total_batch_size % unit:
@@ -181,6 +162,18 @@ class TrainConfig:
             )
 
 
-def require(ok, name, value, wanted):
-    if not ok:
-        raise UserError(f"{name} = {value}: expected {wanted}")
+AT_LEAST_ZERO = (
+    *("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr", "price_per_hour"),
+    *("skip_loss_zscore", "skip_norm_zscore"),
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig(*(kind.Settings for kind in reversed(EVALUATIONS)), CoreSettings):
+    """Train a GPT-2: on one device by plain python, on many by torchrun --standalone --nproc_per_node=N."""
+
+    def check(self):
+        CoreSettings.check(self)
+        for kind in EVALUATIONS:
+            if hasattr(kind.Settings, "check"):
+                kind.Settings.check(self)

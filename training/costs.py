@@ -1,5 +1,6 @@
-"""What a model costs: parameters, FLOPs, MFU and memory. Every such formula stands here, once."""
+"""What a model costs: parameters, FLOPs, MFU and memory. Every such formula is in this file."""
 
+import dataclasses
 import time
 from dataclasses import dataclass, replace
 
@@ -7,8 +8,10 @@ import torch
 
 from ops.attention import blocks
 from ops.linear import linear
+from training.optimizer import MUON
+from training.parallel import NONE, OPTIMIZER
 
-# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets (without sparsity).
+# Dense bfloat16 peaks in FLOP/s, from the manufacturers' data sheets (without sparsity).
 GPU_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -27,29 +30,35 @@ GPU_PEAKS = {
 
 
 def count_params(config):
-    """Parameters of a GPT, the tied embedding once, the vocabulary's padding left out. 124M: 124,439,808."""
+    """Parameters of a GPT: the tied embedding counted once, the padding of the vocabulary not. 124M: 124,439,808."""
     C = config.n_embd
     block = 12 * C * C + 13 * C  # qkv 3C²+3C, proj C²+C, MLP 8C²+5C, two LayerNorms 4C
     return config.vocab_size * C + config.block_size * C + config.n_layer * block + 2 * C
 
 
+def describe_model(config, init_from):
+    """One line: parameters, shape and origin."""
+    shape = f"{config.n_layer} layers of {config.n_embd}, {config.n_head} heads, context {config.block_size}"
+    return f"model: {count_params(config):,} parameters, {shape}, from {init_from}"
+
+
 def flops_per_token(config, T):
     """Model FLOPs of training on one token, forward and backward: 6·N + 12·n_layer·n_embd·T.
 
-    N leaves out the position table (a lookup, no product) and the vocabulary's padding; the second term is attention's
-    two products (PaLM, appendix B). Recomputation and padding are not counted, however much hardware they keep busy.
+    N excludes the position embedding (a lookup, not a product) and the padding of the vocabulary; the second term is
+    attention's two products (PaLM, appendix B). Recomputation and padding are work for the hardware, not counted here.
     """
     N = count_params(config) - config.block_size * config.n_embd
     return 6 * N + 12 * config.n_layer * config.n_embd * T
 
 
 def mfu(config, T, tokens_per_s, peak):
-    """Model FLOPs utilisation: the share of `peak` FLOP/s (of all devices together) that the model's FLOPs make up."""
+    """Model FLOPs utilisation: the model's FLOP/s divided by `peak`, the FLOP/s of all devices together."""
     return flops_per_token(config, T) * tokens_per_s / peak
 
 
 def peak_flops(device, dtype):
-    """FLOP/s that the device can reach: from the table for a known GPU, else from a short measured matrix product."""
+    """FLOP/s of the device: from the table for a known GPU, else measured by a short matrix product."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known in sorted(GPU_PEAKS, key=len, reverse=True):
@@ -59,13 +68,13 @@ def peak_flops(device, dtype):
 
 
 def matmul_peak(device, dtype, n=None, seconds=0.3):
-    """FLOP/s of a square matrix product: the best of what fits in `seconds`, the first being a warm-up."""
+    """FLOP/s of a square matrix product: the fastest run within `seconds`, after one warm-up run."""
     n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times, begin = [], time.perf_counter()
     while len(times) < 2 or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
-        linear(a, b)[0, 0].item()  # as the model multiplies; reading a value waits for it
+        linear(a, b)[0, 0].item()  # the product that the model uses; `item` waits for it
         times.append(time.perf_counter() - start)
     return 2 * n**3 / min(times[1:])
 
@@ -87,44 +96,58 @@ class Memory:
 
     @property
     def total(self):
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+        return sum(dataclasses.astuple(self))
+
+    def parts(self):
+        """The categories in words: `parameters 0.50, gradients 0.81, …` (GB)."""
+        return ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(self).items())
 
 
-def memory(config, B, T, dtype, optimizer="adamw", activation_checkpointing=False, device_type="cuda"):
-    """An estimate of the peak while gradients accumulate: float32 weights, autocast to `dtype`; see `Memory`."""
-    C, size = config.n_embd, dtype.itemsize
+def memory(config, cfg, B, dtype, device_type="cuda"):
+    """Estimate the peak of one unsharded device while gradients accumulate: float32 weights, autocast to `dtype`.
+
+    `config` is the model's shape; of the run's settings `cfg`, T, optimizer and activation_checkpointing count.
+    """
+    C, T, size = config.n_embd, cfg.T, dtype.itemsize
     padded = count_params(config) + (config.padded_vocab_size - config.vocab_size) * C
     matrices = config.n_layer * 12 * C * C
-    states = 2 * padded - (matrices if optimizer == "muon" else 0)
+    states = 2 * padded - (matrices if cfg.optimizer == MUON else 0)
     # Kept for the backward pass, per token and block: the residual stream twice, in float32; in the matrix products'
     # format their inputs (C, C, C, 4C), queries, keys and values (3C) and GELU's input (4C).
     a_block = 2 * C * 4 + 14 * C * size
-    if device_type == "cpu" and dtype == torch.bfloat16:  # attention.BlockedAttention keeps its probabilities
+    if device_type == "cpu" and dtype == torch.bfloat16:  # ops.attention.BlockedAttention keeps its probabilities
         a_block += config.n_head * size * sum((stop - start) * stop for start, stop in blocks(T)) / T
-    layers = (4 * C * config.n_layer + a_block) if activation_checkpointing else a_block * config.n_layer
+    layers = (4 * C * config.n_layer + a_block) if cfg.activation_checkpointing else a_block * config.n_layer
     casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
-    # A CPU turns logits into their gradient in place (loss.HeadLoss), in float32 from a copy (linear.OneDNNLinear);
-    # elsewhere both stand in float32 beside them.
+    # A CPU turns logits into their gradient in place (ops.cross_entropy), in float32 from a copy (ops.linear);
+    # elsewhere float32 logits and their gradient exist besides them.
     logits = size * (2 if dtype == torch.float32 else 1) if device_type == "cpu" else size + 8
     return Memory(
         parameters=4 * padded,
-        gradients=4 * (padded + 2 * config.padded_vocab_size * C),  # the embedding's two uses, before they are added
+        gradients=4 * (padded + 2 * config.padded_vocab_size * C),  # the embedding's two gradients before their sum
         optimizer=4 * states,
         activations=int(B * T * layers + casts),
         logits=B * T * config.padded_vocab_size * logits,
     )
 
 
-def sharded(memory, config, shard, world_size, accumulates=True):
-    """What is left of `memory` on one of `world_size` devices that share the optimizer's state, or all ("full").
+def rank_memory(config, cfg, B, dtype, device_type, world_size):
+    """The `Memory` of one of `world_size` ranks, by the run's shard mode."""
+    whole = memory(config, cfg, B, dtype, device_type)
+    accumulates = cfg.total_batch_size > B * cfg.T * world_size
+    return shard_memory(whole, config, cfg.shard, world_size, accumulates)
 
-    With "full" a device also holds what it computes with just now, whole: the embeddings, a block and the next one;
-    and, where it `accumulates` gradients, all of them, as they cross the wire once an update.
+
+def shard_memory(memory, config, shard, world_size, accumulates):
+    """The part of `memory` on one of `world_size` devices that share the optimizer's state, or everything ("full").
+
+    With "full" a device also holds the complete tensors that it computes with: the embeddings, a block and the next
+    one; and if it `accumulates` gradients, all of them, since they are reduced only once in an update.
     """
-    if shard == "none" or world_size == 1:
+    if shard == NONE or world_size == 1:
         return memory
     optimizer = memory.optimizer // world_size
-    if shard == "optimizer":
+    if shard == OPTIMIZER:
         return replace(memory, optimizer=optimizer)
     C = config.n_embd
     whole = 4 * ((config.padded_vocab_size + config.block_size) * C + 2 * (12 * C * C + 13 * C))
@@ -134,5 +157,5 @@ def sharded(memory, config, shard, world_size, accumulates=True):
 
 
 def gpu_hours(flops, peak, mfu):
-    """Hours of one GPU for `flops` model FLOPs, of whose `peak` FLOP/s the share `mfu` is reached."""
+    """Hours that one GPU takes for `flops` model FLOPs at the share `mfu` of its `peak` FLOP/s."""
     return flops / (peak * mfu) / 3600

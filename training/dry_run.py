@@ -1,6 +1,5 @@
-"""What a run would take, before it takes anything: `python train_gpt2.py --dry_run`."""
+"""What a run would need, without starting it: `python train_gpt2.py --dry_run`."""
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -11,7 +10,9 @@ from model import GPTConfig
 from system import runtime
 from tokens.shards import read_meta, split_of
 from tokens.tokenizer import VOCAB_SIZES
-from training import costs, micro_batch
+from training import costs
+from training.micro_batch import powers_of_two
+from training.setup import SYNTHETIC
 
 GPT2_SHAPES = dict(zip(PRETRAINED, ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600)), strict=True))
 
@@ -19,8 +20,8 @@ GPT2_SHAPES = dict(zip(PRETRAINED, ((12, 12, 768), (24, 16, 1024), (36, 20, 1280
 def print_plan(cfg):
     """Print parameters, tokens, memory, FLOPs, hours and cost of the run that `cfg` describes.
 
-    Reads no more than the data folder's `meta.json`, where there is one, and writes nothing. Under torchrun it counts
-    the ranks, which don't meet.
+    Reads at most the `meta.json` of the data folder and the shape in a model file, and writes nothing. Under torchrun
+    it counts the ranks without starting a process group.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cfg.check_batch(world_size)
@@ -29,15 +30,14 @@ def print_plan(cfg):
 
 
 def plan_lines(cfg, world_size):
-    meta = None if cfg.data_dir == "synthetic" else read_meta(cfg.data_dir)
+    meta = None if cfg.data_dir == SYNTHETIC else read_meta(cfg.data_dir)
     config = model_config(cfg, meta)
     tokens = cfg.max_steps * cfg.total_batch_size
     per_token = costs.flops_per_token(config, cfg.T)
     dtype = torch.bfloat16 if cfg.dtype == "auto" else runtime.DTYPES[cfg.dtype]
     return [
         "dry run: nothing is trained or written",
-        f"model: {costs.count_params(config):,} parameters, {config.n_layer} layers of {config.n_embd},"
-        f" {config.n_head} heads, context {config.block_size}, from {cfg.init_from}",
+        costs.describe_model(config, cfg.init_from),
         f"tokens: {tokens:,} in {cfg.max_steps:,} steps of {cfg.total_batch_size:,}",
         epochs_line(cfg, meta, tokens),
         *memory_lines(cfg, config, dtype, world_size),
@@ -53,42 +53,43 @@ def model_config(cfg, meta):
         return GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     if cfg.init_from != "scratch":
         return load_model(cfg.init_from).model.config
-    if cfg.data_dir == "synthetic":
+    if cfg.data_dir == SYNTHETIC:
         tokenizer = "byte"
+    elif meta:
+        tokenizer = meta["tokenizer"]
     else:
-        tokenizer = meta["tokenizer"] if meta else cfg.tokenizer or "gpt2"
+        tokenizer = cfg.tokenizer or "gpt2"
     return GPTConfig(cfg.block_size, VOCAB_SIZES[tokenizer], cfg.n_layer, cfg.n_head, cfg.n_embd)
 
 
 def epochs_line(cfg, meta, tokens):
-    if cfg.data_dir == "synthetic":
+    if cfg.data_dir == SYNTHETIC:
         return "epochs: many, of a few kB of synthetic data"
     if meta is None:
-        return f"epochs: unknown, as {Path(cfg.data_dir) / 'meta.json'} isn't there"
+        return f"epochs: unknown, because {Path(cfg.data_dir) / 'meta.json'} does not exist"
     train = [entry for entry in meta["shards"] if split_of(Path(entry["file"]).stem) == "train"]
     windows = sum(max(0, entry["tokens"] - 1) // cfg.T for entry in train)
     if windows == 0:
-        return f"epochs: none, as {cfg.data_dir} holds no window of T = {cfg.T} tokens"
+        return f"epochs: none, because {cfg.data_dir} holds no window of T = {cfg.T} tokens"
     return f"epochs: {tokens / (windows * cfg.T):.2f} of the {windows:,} windows of {cfg.T} tokens in {cfg.data_dir}"
 
 
 def memory_lines(cfg, config, dtype, world_size):
     """The expected memory of a device; for `B = auto` a line for each micro-batch that divides the step."""
     windows = cfg.total_batch_size // (cfg.T * world_size)
+    ranks = "rank" if world_size == 1 else "ranks"
     lines = []
-    for B in micro_batch.powers_of_two(windows) if cfg.B == "auto" else [cfg.B]:
-        memory = costs.memory(config, B, cfg.T, dtype, cfg.optimizer, cfg.activation_checkpointing)
-        memory = costs.sharded(memory, config, cfg.shard, world_size, windows > B)
-        parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
+    for B in powers_of_two(windows) if cfg.B == "auto" else [cfg.B]:
+        memory = costs.rank_memory(config, cfg, B, dtype, "cuda", world_size)
         lines.append(
             f"memory: {memory.total / 1e9:.2f} GB a device in {costs.dtype_name(dtype)} with B {B} x T {cfg.T} x"
-            f" {world_size} rank{'s' * (world_size > 1)} x grad_accum_steps {windows // B} ({parts})"
+            f" {world_size} {ranks} x grad_accum_steps {windows // B} ({memory.parts()})"
         )
     return lines
 
 
 def gpu_lines(cfg, flops):
-    """Hours and cost on each known GPU, at the assumed share of its peak; validation and checkpoints not counted."""
+    """Hours and cost on each known GPU at the assumed share of its peak, without validation and checkpoints."""
     price = cfg.price_per_hour
     at = f"{price:,.2f} a GPU-hour" if price else "--price_per_hour adds the cost"
     lines = [f"hours of training alone, at an assumed {cfg.assumed_mfu:.0%} of a GPU's peak (--assumed_mfu; {at}):"]

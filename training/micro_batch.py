@@ -1,6 +1,6 @@
-"""How large a micro-batch fits: `--B auto`. Tried out on a GPU, reckoned from `costs.memory` elsewhere.
+"""`--B auto`: the largest micro-batch that fits. Found by trial on a GPU, by the estimate of `costs.memory` elsewhere.
 
-A model that is shared out whole can't be tried by one rank alone, so it is reckoned too.
+A fully sharded model needs all ranks for a trial, so it is estimated too.
 """
 
 import dataclasses
@@ -13,37 +13,38 @@ from system import runtime
 from system.errors import UserError
 from training import costs
 
-MARGIN = 0.05  # of the memory is left for what neither a trial nor the estimate sees: NCCL, fragments, a sample's cache
+MARGIN = 0.05  # share of memory left for what a trial or estimate does not see: NCCL, fragmentation, a KV cache
 
 
-def settle_B(cfg, rt, model, state=None):
+def resolve_micro_batch(cfg, rt, model, state=None):
     """`cfg` with B as a number: for "auto" the largest power of two that fits and divides a step's windows.
 
-    A resumed run keeps the B that it had, where that still divides them, so that it goes on to the bit. Raises
-    `UserError` where not even one sequence fits.
+    A resumed run keeps its B if that still divides them, so that it stays bit-identical. Raises `UserError` if not
+    even one sequence fits.
     """
     if cfg.B != "auto":
         return cfg
     windows = cfg.total_batch_size // (cfg.T * rt.world_size)  # of this rank in a step
-    had = state["train_config"]["B"] if state is not None else None
-    if had is not None and windows % had == 0:
-        B = had
+    before = state["train_config"]["B"] if state is not None else None
+    if before is not None and windows % before == 0:
+        B = before
     else:
         B = largest_that_fits(cfg, rt, model, windows)
     if B == 0:
         raise UserError(f"--B auto: not even one sequence of T = {cfg.T} fits on {rt.device}; lower T or the model")
-    rt.print(f"--B auto: {B} sequences of {cfg.T} tokens" + " as before" * (had == B))
+    as_before = " as before" if before == B else ""
+    rt.print(f"--B auto: {B} sequences of {cfg.T} tokens{as_before}")
     return dataclasses.replace(cfg, B=B)
 
 
 def largest_that_fits(cfg, rt, model, windows):
     """The largest power of two that divides `windows` and fits on every rank, or 0."""
     if rt.device.type == "cuda" and cfg.shard != "full":
-        fits = try_on_gpu(cfg, rt, model)
+        fits = fits_by_trial(cfg, rt, model)
     else:
-        fits = reckon(cfg, rt, model.config)
+        fits = fits_by_estimate(cfg, rt, model.config)
     largest = next((B for B in powers_of_two(windows) if fits(B)), 0)
-    return -int(rt.max(torch.tensor(-largest, device=rt.device)))  # the least of all ranks
+    return -int(rt.max(torch.tensor(-largest, device=rt.device)))  # the smallest of all ranks
 
 
 def powers_of_two(windows):
@@ -51,17 +52,16 @@ def powers_of_two(windows):
     return [2**k for k in range(windows.bit_length() - 1, -1, -1) if windows % 2**k == 0]
 
 
-def try_on_gpu(cfg, rt, model):
-    """A function of B: do two micro-steps of the model, uncompiled, leave room for the optimizer's state?"""
-    needs = costs.memory(model.config, 1, cfg.T, rt.dtype, cfg.optimizer)
-    needs = costs.sharded(needs, model.config, cfg.shard, rt.world_size)
-    room = needs.optimizer + int(MARGIN * torch.cuda.get_device_properties(rt.device).total_memory)
+def fits_by_trial(cfg, rt, model):
+    """A function of B: whether two micro-steps of the uncompiled model leave room for the optimizer's state."""
+    room = costs.rank_memory(model.config, cfg, 1, rt.dtype, "cuda", rt.world_size).optimizer
+    room += int(MARGIN * torch.cuda.get_device_properties(rt.device).total_memory)
 
     def fits(B):
         try:
             taken = torch.empty(room, dtype=torch.uint8, device=rt.device)
             idx = torch.zeros(B, cfg.T, dtype=torch.int64, device=rt.device)
-            for _ in range(2):  # the second begins with the first one's gradients in memory
+            for _ in range(2):  # the second one starts with the first one's gradients in memory
                 with rt.autocast():
                     loss = model(idx, idx)
                 loss.backward()
@@ -75,31 +75,30 @@ def try_on_gpu(cfg, rt, model):
         return True
 
     def fits_and_cleans(B):
-        result = fits(B)  # its tensors are gone once it has returned
+        result = fits(B)  # its tensors are freed when it returns
         torch.cuda.empty_cache()
         return result
 
     return fits_and_cleans
 
 
-def reckon(cfg, rt, config):
-    """A function of B: does `costs.memory` stay below this rank's share of the memory that is free now?"""
+def fits_by_estimate(cfg, rt, config):
+    """A function of B: whether the estimate stays below this rank's share of the memory that is free now."""
     if rt.device.type == "cuda":
         free = torch.cuda.mem_get_info(rt.device)[0] * (1 - MARGIN)
     else:
         free = available_memory() * (1 - MARGIN) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def fits(B):
-        memory = costs.memory(config, B, cfg.T, rt.dtype, cfg.optimizer, cfg.activation_checkpointing, rt.device.type)
-        return costs.sharded(memory, config, cfg.shard, rt.world_size).total <= free
+        return costs.rank_memory(config, cfg, B, rt.dtype, rt.device.type, rt.world_size).total <= free
 
     return fits
 
 
 def available_memory(proc="/proc/meminfo", cgroup="/sys/fs/cgroup"):
-    """Bytes that can be allocated without swapping: what Linux calls available, within the limit of a container.
+    """Bytes that can be allocated without swapping: Linux's MemAvailable, within the limit of a container.
 
-    Elsewhere half of the machine's memory, as nothing tells how much is in use.
+    Elsewhere half of the machine's memory, because the amount in use is unknown.
     """
     try:
         lines = dict(line.split(":", 1) for line in Path(proc).read_text().splitlines())

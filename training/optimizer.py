@@ -1,76 +1,86 @@
-"""Which rule updates which parameter: AdamW for all, or Muon for the blocks' matrices and AdamW for the rest."""
+"""Which rule updates which parameter: the table of optimizers.
+
+To add an optimizer, write a function like `adamw` and add it to `OPTIMIZERS`.
+"""
 
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from training import parallel
 
+
+def adamw(model, cfg, shared=False):
+    """AdamW for every parameter (Loshchilov & Hutter 2019)."""
+    return [make_adamw(model.optimizer_groups(cfg.weight_decay), cfg, shared)]
+
+
+def muon(model, cfg, shared=False):
+    """Muon for the matrices of the blocks, AdamW for the rest; one learning rate serves both.
+
+    Muon orthogonalizes each matrix's momentum (Jordan 2024); `match_rms_adamw` scales its updates to the size of
+    AdamW's (Moonshot AI 2025, "Muon is Scalable for LLM Training", section 2.2).
+    """
+    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
+    taken = {id(p) for p in matrices}
+    groups = model.optimizer_groups(cfg.weight_decay)
+    rest = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+    settings = {"lr": cfg.max_lr, "weight_decay": cfg.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    return [make(torch.optim.Muon, matrices, shared, **settings), make_adamw(rest, cfg, shared)]
+
+
 ADAMW, MUON = "adamw", "muon"
+OPTIMIZERS = {ADAMW: adamw, MUON: muon}  # each: (model, cfg, shared) → torch optimizers
+
+
+def make_adamw(groups, cfg, shared=False):
+    """AdamW over parameter groups, as one fused kernel where torch has one for this device."""
+    settings = {"lr": cfg.max_lr, "betas": (cfg.beta1, cfg.beta2), "eps": cfg.eps}
+    try:
+        return make(torch.optim.AdamW, groups, shared, fused=True, **settings)
+    except RuntimeError:  # torch refuses `fused` where it has no such kernel
+        return make(torch.optim.AdamW, groups, shared, **settings)
+
+
+def make(kind, params, shared, **settings):
+    """A torch optimizer of class `kind`; if `shared`, each rank keeps and updates only its part (ZeRO stage 1)."""
+    if shared:
+        return ZeroRedundancyOptimizer(params, optimizer_class=kind, **settings)
+    return kind(params, **settings)
 
 
 class Optimizers:
-    """One or two torch optimizers that step as one."""
+    """One or more torch optimizers that step together."""
 
-    def __init__(self, optimizers, fused):
+    def __init__(self, optimizers):
         self.optimizers = optimizers
-        self.fused = fused  # whether AdamW is one kernel
+
+    @property
+    def fused(self):
+        """Whether AdamW runs as one kernel."""
+        return any(optimizer.defaults.get("fused") for optimizer in self.optimizers)
 
     def set_lr(self, lr):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-    def step(self, scaler):
-        """Apply the gradients, through the gradient scaler of float16 (which does nothing for other formats)."""
-        for optimizer in self.optimizers:
-            scaler.step(optimizer)
-
     def unscale(self, scaler):
+        """Divide the gradients by float16's scale; other formats have none."""
         for optimizer in self.optimizers:
             scaler.unscale_(optimizer)
+
+    def step(self, scaler):
+        for optimizer in self.optimizers:
+            scaler.step(optimizer)
 
     def zero_grad(self):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self, master=True):
-        """Whole on the master, however it is shared; then all ranks must take part."""
+        """One state dict per optimizer, complete on the master. Every rank must call it where the state is shared."""
         return [parallel.optimizer_state(optimizer, master) for optimizer in self.optimizers]
 
     def load_state_dict(self, states):
         for optimizer, state in zip(self.optimizers, states, strict=True):
             parallel.load_optimizer_state(optimizer, state)
-
-
-def build_optimizers(model, kind, max_lr, betas, eps, weight_decay, shared=False):
-    """`kind` is "adamw" or "muon"; one learning rate serves both. If `shared`, ranks divide the state among them.
-
-    Muon orthogonalizes each matrix's momentum (Jordan 2024); `match_rms_adamw` scales its updates to the size that
-    AdamW's have (Moonshot AI 2025, "Muon is Scalable for LLM Training", section 2.2). On small budgets it learns more
-    a minute than AdamW does.
-    """
-    groups = model.optimizer_groups(weight_decay)
-    if kind == ADAMW:
-        return Optimizers(*build_adamw(groups, max_lr, betas, eps, shared))
-    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
-    taken = {id(p) for p in matrices}
-    rest = [g | {"params": [p for p in g["params"] if id(p) not in taken]} for g in groups]
-    settings = {"lr": max_lr, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    muon = make(torch.optim.Muon, matrices, shared, **settings)
-    adamw, fused = build_adamw(rest, max_lr, betas, eps, shared)
-    return Optimizers([muon, *adamw], fused)
-
-
-def build_adamw(groups, lr, betas, eps, shared=False):
-    """([AdamW], whether it is fused): torch knows where it has one kernel for the whole update, so we ask it."""
-    try:
-        return [make(torch.optim.AdamW, groups, shared, lr=lr, betas=betas, eps=eps, fused=True)], True
-    except RuntimeError:
-        return [make(torch.optim.AdamW, groups, shared, lr=lr, betas=betas, eps=eps)], False
-
-
-def make(kind, params, shared, **settings):
-    """A torch optimizer of class `kind`, of which, if `shared`, each rank updates its share of the parameters."""
-    if shared:
-        return ZeroRedundancyOptimizer(params, optimizer_class=kind, **settings)
-    return kind(params, **settings)

@@ -1,11 +1,13 @@
-"""Several devices, one model: wrapped from outside, so that model.py stays single-device.
+"""Training one model on several devices. The model is wrapped from outside, so model.py stays single-device.
 
-    none        every device holds all; gradients are averaged (DistributedDataParallel)
-    optimizer   the same, but each device keeps and computes only its share of the optimizer's state (ZeRO stage 1)
-    full        weights, gradients and optimizer state are all shared out; a block is gathered when it computes (FSDP2)
+    none        every device holds everything; gradients are averaged (DistributedDataParallel)
+    optimizer   the same, but each device keeps and updates only its part of the optimizer's state (ZeRO stage 1)
+    full        weights, gradients and optimizer state are divided; each block is gathered while it computes (FSDP2)
 
-Checkpoints don't know of it: what is gathered has the names, shapes and form that one device would have written.
+Checkpoints do not depend on the mode: tensors are gathered under the names and in the shapes of one device.
 """
+
+import math
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,14 +20,15 @@ from model import GPT
 from system.errors import UserError
 
 NONE, OPTIMIZER, FULL = "none", "optimizer", "full"
+SHARD_MODES = {NONE: "nothing", OPTIMIZER: "the optimizer's state", FULL: "weights, gradients and optimizer state"}
 
 
 def wrap_model(model, cfg, rt):
-    """(the model as evaluation calls it, the model as training calls it): compiled where asked, then distributed."""
-    compiled = cfg.compile if cfg.compile is not None else rt.device.type == "cuda"
+    """(the model that evaluation calls, the model that training calls): compiled if asked, then distributed."""
+    compiled = cfg.compiles(rt.device.type)
     if cfg.shard == FULL and rt.world_size > 1:
-        fully = shard_fully(model, rt, cfg.compile_backend if compiled else None)
-        return fully, fully
+        sharded = shard_fully(model, rt, cfg.compile_backend if compiled else None)
+        return sharded, sharded
     eval_model = torch.compile(model, backend=cfg.compile_backend) if compiled else model
     if rt.world_size == 1:
         return eval_model, eval_model
@@ -34,13 +37,13 @@ def wrap_model(model, cfg, rt):
 
 
 def shard_fully(model, rt, compile_backend=None):
-    """Shard `model` in place: each block is a unit, and what is left (the embeddings, ln_f and the head) is another.
+    """Shard `model` in place: one unit for each block, one for the rest (embeddings, ln_f and head).
 
-    Compiled block by block, since torch.compile can't see through what gathers them.
+    Blocks are compiled one by one, since torch.compile does not trace the code that gathers them.
     """
     if rt.dtype == torch.float16:
         raise UserError(
-            "dtype = float16 finds its scale by whole gradients, and shard = full divides them: use bfloat16, or"
+            "dtype = float16 needs whole gradients to find its scale, and shard = full divides them: use bfloat16, or"
             " shard = optimizer"
         )
     mesh = init_device_mesh(rt.device.type, (rt.world_size,))
@@ -52,7 +55,7 @@ def shard_fully(model, rt, compile_backend=None):
 
 
 def synchronize_gradients(train_model, now):
-    """Whether the next backward pass averages the gradients over ranks, or only adds this rank's up."""
+    """Let the next backward pass average the gradients over ranks (`now`), or only accumulate this rank's."""
     if isinstance(train_model, FSDPModule):
         train_model.set_requires_gradient_sync(now)
         train_model.set_is_last_backward(now)
@@ -61,40 +64,40 @@ def synchronize_gradients(train_model, now):
 
 
 def clip_gradients(model, max_norm):
-    """Scale the gradients down to `max_norm`; returns the norm that they had, over all parameters and ranks."""
-    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    """Scale the gradients down to `max_norm` (0: never). Returns their norm before, over all parameters and ranks."""
+    return gather(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
 
 
-def whole(tensor):
-    """A tensor of which ranks hold parts, gathered; any other as it is. All ranks must take part."""
+def gather(tensor):
+    """The full tensor of a DTensor; any other tensor unchanged. Every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tree, keep):
-    """Nested dicts and lists with each shared tensor whole: on the CPU where `keep`, else empty to save memory."""
-    seen = {}  # tied tensors stay tied
+def gather_tree(tree, keep):
+    """Gather the DTensors of a state dict: CPU copies if `keep`, else empty tensors. Every rank must call it."""
+    seen = {}  # {address of the local part: gathered tensor}, so that tied tensors stay tied
 
-    def gather(value):
+    def visit(value):
         if isinstance(value, dict):
-            return {key: gather(item) for key, item in value.items()}
+            return {key: visit(item) for key, item in value.items()}
         if not isinstance(value, DTensor):
             return value
         key = value.to_local().data_ptr()
-        if key not in seen or key == 0:  # an empty part has no address
+        if key not in seen or key == 0:  # an empty local part has no address
             full = value.full_tensor()
             seen[key] = full.cpu() if keep else full.new_empty(0)
         return seen[key]
 
-    return gather(tree)
+    return visit(tree)
 
 
 def model_state(model, keep):
-    """The plain state dict of `model`, whole where `keep`. All ranks must take part."""
-    return gathered(model.state_dict(), keep)
+    """The plain state dict of `model`, complete where `keep`. Every rank must call it."""
+    return gather_tree(model.state_dict(), keep)
 
 
 def whole_model(model, rt):
-    """`model`, or where it is shared out, a whole copy that each rank can use alone. All ranks must take part."""
+    """`model`, or if it is sharded, a complete copy that each rank can use alone. Every rank must call it."""
     if not isinstance(model, FSDPModule):
         return model
     state = model_state(model, keep=True)
@@ -105,16 +108,16 @@ def whole_model(model, rt):
 
 
 def optimizer_state(optimizer, master):
-    """The state dict that one device would have, whole on the master. All ranks must take part."""
+    """The state dict that one device would have, complete on the master. Every rank must call it."""
     if isinstance(optimizer, ZeroRedundancyOptimizer):
         optimizer.consolidate_state_dict(to=0)
         return optimizer.state_dict() if master else None
-    return gathered(optimizer.state_dict(), master)
+    return gather_tree(optimizer.state_dict(), master)
 
 
 def load_optimizer_state(optimizer, state):
-    """Give each rank its part of a whole state dict."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]  # numbered so in a state dict
+    """Load a complete state dict; each rank keeps its part."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of a state dict's ids
 
     def part(value, p):
         if isinstance(p, DTensor) and value.shape == p.shape:

@@ -1,6 +1,5 @@
-"""Where one step's time goes: the top operators on the screen, every one of them in a trace for a browser."""
+"""`--profile`: where the time of one step goes. Top operators on the screen, all of them in a Chrome trace."""
 
-import contextlib
 import tempfile
 from pathlib import Path
 
@@ -10,26 +9,54 @@ from torch.profiler import ProfilerActivity, profile
 from system.files import AtomicFile
 
 TOP = 15  # operators shown
+WARM_UP = 5  # steps before the profiled one: by then everything is compiled and the memory is allocated
 
 
-def step_profiler(rt):
-    """The context for one step: torch's profiler on the first rank; the others run undisturbed and get None."""
-    if not rt.master:
-        return contextlib.nullcontext()
-    return profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (rt.device.type == "cuda"))
+class StepProfiler:
+    """Profiles one warmed-up step on the master; the other ranks run undisturbed. Does nothing unless asked."""
+
+    def __init__(self, cfg, rt, start_step):
+        self.cfg, self.rt = cfg, rt
+        self.step = min(start_step + WARM_UP, cfg.max_steps - 1) if cfg.profile else None
+        self.profile = None
+
+    def start(self, step):
+        """Call before each step."""
+        if step != self.step:
+            return
+        self.rt.synchronize()  # the step before may still be running on the device
+        if self.rt.master:
+            cuda = [ProfilerActivity.CUDA] if self.rt.device.type == "cuda" else []
+            self.profile = profile(activities=[ProfilerActivity.CPU, *cuda])
+            self.profile.start()
+
+    def stop(self, step):
+        """Call after each step. Returns whether this step was profiled."""
+        if step != self.step:
+            return False
+        self.rt.synchronize()
+        if self.rt.master:
+            self.profile.stop()
+            print_top(self.profile, self.rt.device.type == "cuda")
+            write_trace(Path(self.cfg.log_dir) / f"trace_{step:05d}.json.gz", self.profile)
+        return True
 
 
 def write_trace(path, profiler):
-    """Write what `profiler` saw as a Chrome trace (gzip), which ui.perfetto.dev and chrome://tracing open."""
-    with tempfile.TemporaryDirectory() as folder, AtomicFile(path) as f:
-        trace = Path(folder) / "trace.json.gz"  # torch compresses what is called so
-        profiler.export_chrome_trace(str(trace))
-        f.write(trace.read_bytes())
+    """Write a Chrome trace (gzip), which ui.perfetto.dev and chrome://tracing open. A full disk does not raise."""
+    try:
+        with tempfile.TemporaryDirectory() as folder, AtomicFile(path) as f:
+            trace = Path(folder) / "trace.json.gz"  # torch compresses files of this name
+            profiler.export_chrome_trace(str(trace))
+            f.write(trace.read_bytes())
+    except OSError as error:
+        print(f"warning: could not write {path} ({error.strerror})", flush=True)
+        return
     print(f"wrote {path}: open it in ui.perfetto.dev or chrome://tracing", flush=True)
 
 
 def print_top(profiler, on_gpu):
-    """GPU kernels by their time or, without a GPU, operators by their own, less that of the operators they call."""
+    """Print a GPU's kernels by their time or, without a GPU, operators by their own time (callees excluded)."""
     averages = profiler.key_averages()
     if on_gpu:
         averages = [a for a in averages if a.device_type == DeviceType.CUDA and not a.is_user_annotation]
@@ -38,7 +65,7 @@ def print_top(profiler, on_gpu):
     total = sum(ms for ms, _, _ in rows)
     what = "kernel" if on_gpu else "operator"
     if not total:
-        print(f"one step: the profiler saw no {what}s (on a GPU it needs CUPTI, and the right to count)")
+        print(f"one step: the profiler saw no {what}s (on a GPU it needs CUPTI and permission to read counters)")
         return
     print(f"one step: {total:,.1f} ms in {what}s")
     print(f"{what:60} {'calls':>7} {'ms':>10} {'share':>7}")

@@ -1,4 +1,4 @@
-"""The formulas of cost equal what is counted."""
+"""The cost formulas equal counted parameters, FLOPs and memory."""
 
 import json
 import subprocess
@@ -22,23 +22,23 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_parameter_counts_are_the_published_ones(name):
+def test_count_params_gives_the_published_counts(name):
     (n_layer, n_head, n_embd), count = SIZES[name]
     assert costs.count_params(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)) == count
 
 
-def test_the_count_leaves_the_padding_out():
+def test_count_params_excludes_the_padding():
     config = GPTConfig(block_size=16, vocab_size=200, n_layer=3, n_head=2, n_embd=32)
     total = sum(p.numel() for p in GPT(config).parameters())
     assert costs.count_params(config) == total - (256 - 200) * 32
 
 
-def test_flops_are_those_that_torch_counts():
+def test_flops_per_token_equals_torchs_count():
     config = GPTConfig(block_size=128, vocab_size=256, n_layer=3, n_head=2, n_embd=64)
     model, idx = GPT(config), torch.randint(256, (2, 128))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it can count these products
         model(idx, idx).backward()
-    biases_and_norms = 6 * config.n_layer * 13 * config.n_embd + 6 * 2 * config.n_embd  # in N, but no products
+    biases_and_norms = 6 * config.n_layer * 13 * config.n_embd + 6 * 2 * config.n_embd  # in N, but not products
     expected = (costs.flops_per_token(config, 128) - biases_and_norms) * idx.numel()
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.001)
 
@@ -57,17 +57,19 @@ from system import runtime
 from training import costs
 from benchmarks.measure import peak_rss
 from model import GPT, GPTConfig
-from training.optimizer import build_optimizers
+from training.config import TrainConfig
+from training.optimizer import OPTIMIZERS, Optimizers
 
 dtype, n_layer, n_embd, B, T = json.loads(sys.argv[1])
-rt = runtime.start("cpu", dtype, keep_memory=False)  # its price is fragmentation, which no formula knows
+rt = runtime.start("cpu", dtype, keep_memory=False)  # it causes fragmentation, which the formula does not model
 a = torch.randn(64, 64)
 with rt.autocast():
-    (a @ a).sum()  # libraries load what they need
+    (a @ a).sum()  # libraries allocate their own memory first
 before = peak_rss()
 config = GPTConfig(n_layer=n_layer, n_head=4, n_embd=n_embd, block_size=T)
 model = GPT(config)
-optimizers = build_optimizers(model, "adamw", 1e-4, (0.9, 0.95), 1e-8, 0.1)
+cfg = TrainConfig(T=T)
+optimizers = Optimizers(OPTIMIZERS["adamw"](model, cfg))
 scaler = torch.amp.GradScaler("cpu", enabled=False)
 for step in range(2):
     for micro_step in range(2):
@@ -77,14 +79,14 @@ for step in range(2):
         loss.backward()
     optimizers.step(scaler)
     optimizers.zero_grad()
-estimate = costs.memory(config, B, T, rt.dtype, device_type="cpu").total
+estimate = costs.memory(config, cfg, B, rt.dtype, device_type="cpu").total
 print(json.dumps([peak_rss() - before, estimate]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' peak counts differently")
 @pytest.mark.parametrize("case", [("bfloat16", 4, 384, 4, 512), ("float32", 3, 384, 4, 256)])
-def test_the_estimate_of_memory_is_within_a_fifth_of_the_peak(case):
+def test_memory_estimate_is_within_a_fifth_of_the_peak(case):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(case)], capture_output=True, text=True, check=True, cwd=ROOT
     )

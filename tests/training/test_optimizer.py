@@ -1,15 +1,17 @@
-"""Optimizers: the closed form of AdamW's first step, and which rule gets which parameter."""
+"""AdamW's first step in closed form, and which rule updates which parameter."""
 
 import pytest
 import torch
 
 from model import GPT, GPTConfig
-from training.optimizer import build_adamw, build_optimizers
+from training.config import TrainConfig
+from training.optimizer import OPTIMIZERS, Optimizers, make_adamw
 
 
-def test_adamws_first_step_is_the_closed_form():
+def test_adamw_first_step_is_the_closed_form():
     w = torch.nn.Parameter(torch.tensor([0.5]))
-    (optimizer,), _ = build_adamw([{"params": [w], "weight_decay": 0.01}], lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+    cfg = TrainConfig(max_lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+    optimizer = make_adamw([{"params": [w], "weight_decay": 0.01}], cfg)
     w.grad = torch.tensor([0.2])
     optimizer.step()
     # decay: 0.5·(1 - 1e-3·0.01) = 0.499995; then both moments are unbiased to g and g², so the step is lr·g/|g|
@@ -18,13 +20,13 @@ def test_adamws_first_step_is_the_closed_form():
 
 def test_adamw_is_fused_on_a_cpu():
     w = torch.nn.Parameter(torch.zeros(2))
-    assert build_adamw([{"params": [w]}], 1e-3, (0.9, 0.95), 1e-8)[1]
+    assert Optimizers([make_adamw([{"params": [w]}], TrainConfig())]).fused
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_every_parameter_is_updated_by_one_rule(kind):
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizers_update_every_parameter_by_one_rule(kind):
     model = GPT(GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16))
-    optimizers = build_optimizers(model, kind, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    optimizers = Optimizers(OPTIMIZERS[kind](model, TrainConfig()))
     taken = [id(p) for o in optimizers.optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(taken) == sorted(id(p) for p in model.parameters())
     names = {id(p): name for name, p in model.named_parameters()}
@@ -36,9 +38,9 @@ def test_every_parameter_is_updated_by_one_rule(kind):
     assert {g["lr"] for o in optimizers.optimizers for g in o.param_groups} == {0.123}
 
 
-def test_decay_is_for_matrices_alone():
+def test_weight_decay_is_applied_to_matrices_only():
     model = GPT(GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16))
-    for optimizer in build_optimizers(model, "adamw", 1e-3, (0.9, 0.95), 1e-8, 0.25).optimizers:
+    for optimizer in OPTIMIZERS["adamw"](model, TrainConfig(weight_decay=0.25)):
         for group in optimizer.param_groups:
             for p in group["params"]:
                 assert group["weight_decay"] == (0.25 if p.dim() >= 2 else 0.0)

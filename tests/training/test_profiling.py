@@ -1,4 +1,4 @@
-"""--profile shows one step, the whole of it and nothing else."""
+"""--profile records exactly one whole step."""
 
 import gzip
 import json
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from train_gpt2 import train
 
-def profile(make_trainer, **settings):
-    """(the run's trace, its name) of a tiny run with --profile."""
-    trainer = make_trainer(profile=True, **settings)
-    trainer.run()
-    (path,) = Path(trainer.cfg.log_dir).glob("trace_*")
+
+def profile(make_run, **settings):
+    """(trace, name of its file) of a tiny run with --profile."""
+    run = make_run(profile=True, **settings)
+    train(run)
+    (path,) = Path(run.cfg.log_dir).glob("trace_*")
     return json.loads(gzip.decompress(path.read_bytes())), path.name
 
 
-def test_the_trace_holds_one_step_and_the_table_adds_up_to_it(make_trainer, capsys):
-    trace, name = profile(make_trainer, max_steps=8, n_layer=3, B=4)  # 512 tokens are 4 micro-steps of 4 x 32
+def test_profile_trace_holds_one_step_and_its_table_adds_up(make_run, capsys):
+    trace, name = profile(make_run, max_steps=8, n_layer=3, B=4)  # 512 tokens are 4 micro-steps of 4 x 32
     assert name == "trace_00005.json.gz"
     calls = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "cpu_op"]
     assert calls.count("aten::gelu") == calls.count("aten::gelu_backward") == 3 * 4
@@ -28,5 +30,5 @@ def test_the_trace_holds_one_step_and_the_table_adds_up_to_it(make_trainer, caps
     assert "step    6 |" in table  # the run went on
 
 
-def test_a_short_run_profiles_its_last_step(make_trainer):
-    assert profile(make_trainer, max_steps=2)[1] == "trace_00001.json.gz"
+def test_profile_of_a_short_run_is_of_its_last_step(make_run):
+    assert profile(make_run, max_steps=2)[1] == "trace_00001.json.gz"

@@ -1,0 +1,65 @@
+"""What a run says about itself: the banner on the screen and `config.json` beside the log."""
+
+import dataclasses
+import json
+
+import torch
+
+from system.files import AtomicFile
+from tracking import runlog
+from tracking.environment import describe_environment
+from training import costs
+from training.optimizer import MUON
+from training.parallel import NONE, SHARD_MODES
+
+
+def print_banner(run, data):
+    """Print device, model, data, step and expected memory."""
+    cfg, rt, config = run.cfg, run.rt, run.model.config
+    rt.print(describe_device(cfg, rt))
+    rt.print(costs.describe_model(config, cfg.init_from))
+    for split, shards in data.tokens.splits.items():
+        total = data.tokens.tokens(split)
+        rt.print(f"found {len(shards)} shards for split {split}: {total:,} {data.tokens.tokenizer} tokens")
+    rt.print(
+        f"tokens a step: {cfg.total_batch_size:,} = B {cfg.B} x T {cfg.T} x {rt.world_size} ranks x grad_accum_steps"
+        f" {run.loader.grad_accum_steps}; steps an epoch: {len(data.train) / run.loader.windows_per_step:,.1f}"
+    )
+    for name, group in zip(("decayed", "non-decayed"), run.model.optimizer_groups(0.0), strict=True):
+        count = sum(p.numel() for p in group["params"])
+        rt.print(f"num {name} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+    muon = ", and Muon for the matrices of the blocks" if cfg.optimizer == MUON else ""
+    rt.print(f"using fused AdamW: {run.optimizers.fused}{muon}")
+    memory = costs.rank_memory(config, cfg, cfg.B, rt.dtype, rt.device.type, rt.world_size)
+    rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({memory.parts()})")
+
+
+def describe_device(cfg, rt):
+    name = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type
+    ranks = "1 rank" if rt.world_size == 1 else f"{rt.world_size} ranks"
+    if rt.world_size > 1 and cfg.shard != NONE:
+        ranks += f" that share {SHARD_MODES[cfg.shard]}"
+    compiled = "on" if cfg.compiles(rt.device.type) else "off"
+    return f"device: {name}, {ranks}, {costs.dtype_name(rt.dtype)}, torch.compile {compiled}"
+
+
+def write_record(run, data):
+    """Write `config.json`: settings, data, model and environment; after a resume also those of earlier starts."""
+    before = runlog.read_config(run.cfg.log_dir) if run.start_step else {}
+    earlier = before.get("earlier_starts", [])
+    if "environment" in before:
+        earlier = [*earlier, before["environment"]]
+    tokens, config = data.tokens, run.model.config
+    record = {
+        "config": dataclasses.asdict(run.cfg),
+        "data": {
+            "source": tokens.meta.get("source"),
+            "tokenizer": tokens.tokenizer,
+            **{split: tokens.tokens(split) for split in tokens.splits},
+        },
+        "model": dataclasses.asdict(config) | {"parameters": costs.count_params(config)},
+        "environment": {"from_step": run.start_step} | describe_environment(run.rt),
+        "earlier_starts": earlier,
+    }
+    with AtomicFile(runlog.config_path(run.cfg.log_dir)) as f:
+        f.write(json.dumps(record, indent=1).encode() + b"\n")

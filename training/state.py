@@ -1,0 +1,76 @@
+"""What a run is made of, and the part of it that must survive a restart."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+
+from system.runtime import Runtime
+
+WINDOW = 128  # steps that the outlier rule looks back
+
+
+@dataclass
+class TrainState:
+    """The plain values that must survive a restart. The tensors are the model's, the optimizer's and the scaler's."""
+
+    step: int = 0  # updates made
+    val_loss: float | None = None  # the last validation loss, in nats a token
+    val_step: int | None = None  # of the weights after this many updates
+    best: tuple[float, int] | None = None  # (validation loss, step) of the best checkpoint
+    bad_steps: int = 0  # consecutive steps without a finite loss and gradient
+    skipped: int = 0  # updates skipped in all
+    recent_losses: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
+    recent_norms: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def state_dict(self):
+        """Plain values for a checkpoint."""
+        values = {name: getattr(self, name) for name in SCALARS}
+        return values | {"outliers": [{"values": list(window)} for window in (self.recent_losses, self.recent_norms)]}
+
+    def load_state_dict(self, values):
+        for name in SCALARS:
+            setattr(self, name, values[name])
+        for window, saved in zip((self.recent_losses, self.recent_norms), values["outliers"], strict=True):
+            window.clear()
+            window.extend(saved["values"])
+
+
+SCALARS = ("step", "val_loss", "val_step", "best", "bad_steps", "skipped")
+
+
+@dataclass
+class Run:
+    """Everything that the training loop uses; `training.setup` makes it."""
+
+    cfg: object  # TrainConfig, with B as a number
+    rt: Runtime
+    stop_request: object  # StopRequest: set by a signal to this process
+    state: TrainState
+    model: torch.nn.Module  # the plain GPT
+    train_model: torch.nn.Module  # compiled and distributed: (x, y) → mean loss
+    eval_model: torch.nn.Module  # compiled only
+    optimizers: object
+    scaler: torch.amp.GradScaler  # scales gradients in float16; passes them through otherwise
+    loader: object  # TrainLoader
+    tokenizer_name: str
+    evaluations: list
+    log: object  # RunLog on the master, None on other ranks
+    progress: object
+    update_filter: object
+    profiler: object
+    start_step: int = 0  # where this start of the run began
+
+    def record(self, **values):
+        """Log values of the current step (master only)."""
+        if self.log is not None:
+            self.log.write(self.state.step, **values)
+
+    def try_to_write(self, path, write):
+        """Return whether `write(path)` succeeded. A full disk does not end the run, and earlier files stay whole."""
+        try:
+            write(path)
+        except OSError as error:
+            self.rt.print(f"warning: could not write {path} ({error.strerror}); earlier files are unchanged")
+            return False
+        return True
