@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import hellaswag
 import plot
 from configurator import configure
 from formats import checkpoint
+from inference import hellaswag
+from inference.text_samples import sample_texts
 from ops.cross_entropy import IGNORE
-from sample import sample_texts
 from system import runtime
 from system.errors import UserError, command
 from system.signals import StopRequest

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import hellaswag
 from formats import checkpoint
 from formats.weights import load_model
+from inference import hellaswag
 from model import GPT, GPTConfig
 from system.errors import UserError
 from system.files import AtomicFile
