@@ -82,7 +82,8 @@ def report(rt, scores, config):
     """Print both accuracies with their confidence intervals, and the published figures for this model size."""
     correct, correct_norm, n = scores.counts()
     rt.print(f"acc: {correct}/{n}={correct / n:.4f}  acc_norm: {correct_norm}/{n}={correct_norm / n:.4f}")
-    low, high, low_norm, high_norm = *interval(correct, n), *interval(correct_norm, n)
+    low, high = interval(correct, n)
+    low_norm, high_norm = interval(correct_norm, n)
     rt.print(f"95% interval: acc {low:.4f} to {high:.4f}, acc_norm {low_norm:.4f} to {high_norm:.4f}")
     figures = published.HELLASWAG.get((config.n_layer, config.n_embd), {})
     if figures:

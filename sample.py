@@ -126,10 +126,11 @@ def interact(gpt, tokenizer, settings):
     while True:
         try:
             prompt = input("prompt> ")
-        except EOFError:
-            return print()
+        except EOFError:  # Ctrl-D
+            print()
+            return
         if not prompt:
-            return None
+            return
         turn_settings = dataclasses.replace(settings, seed=settings.seed + turn, num_samples=num_samples)
         stream_samples(gpt, tokenizer, turn_settings, prompt)
         turn += 1

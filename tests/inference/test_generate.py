@@ -60,7 +60,7 @@ def test_kv_cache_filled_in_pieces_equals_one_forward_pass(gpt, padding):
     ids = torch.randint(97, (3, 12), generator=torch.Generator().manual_seed(0))
     cache = KVCache(CONFIG, 3, 12, "cpu", torch.float32, padding=None if padding is None else torch.tensor(padding))
     pieces = torch.cat([gpt.hidden(piece, cache) for piece in ids.split([6, 1, 2, 3], dim=1)], dim=1)
-    for row, skip in enumerate(padding or [0, 0, 0]):
+    for row, skip in enumerate([0, 0, 0] if padding is None else padding):
         torch.testing.assert_close(pieces[row, skip:], gpt.hidden(ids[row : row + 1, skip:])[0], atol=1e-4, rtol=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_generate_row_ends_at_eot_while_others_continue(gpt):
     config = GenerationConfig(30, Sampling(), seed=1, eot=eot)
     assert generate(gpt, [[1], [2]], config, on_token=lambda row, token: calls.append((row, token))) == cut
     for row in (0, 1):
-        expected = cut[row] + [eot] * (len(cut[row]) < 30)
+        expected = cut[row] + [eot] if len(cut[row]) < 30 else cut[row]
         assert [token for r, token in calls if r == row] == expected
 
 
