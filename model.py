@@ -6,6 +6,7 @@ Hugging Face. Shapes in comments: B rows, T positions, C = n_embd, nh heads of s
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(qkv, self.n_head, self.dropout if self.training else 0.0)  # (B, T, C)
         else:
             q, k, v = split_heads(qkv, self.n_head)  # (B, nh, T, hs) each
-            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None is causal
+            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; visible: see `Cache`
             y = merge_heads(cached_attention(q.to(k.dtype), k, v, visible))
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -135,7 +136,7 @@ class GPT(nn.Module):
         return load_model(name, **overrides).model
 
     def hidden(self, idx, cache=None):
-        """Ids (B, T) → final hidden states (B, T, C). With a `KVCache`, idx continues what each of its rows holds."""
+        """Ids (B, T) → final hidden states (B, T, C). With a `Cache`, idx continues the tokens that it holds."""
         T = idx.size(1)
         if cache is None:
             pos = torch.arange(T, device=idx.device)  # (T,)
@@ -179,24 +180,41 @@ class GPT(nn.Module):
         ]
 
 
-class KVCache:
-    """Keys and values of every layer for B rows, preallocated, so that a new token computes only its own.
+class Cache(Protocol):
+    """How the new tokens of `GPT.hidden(idx, cache)` get their positions and the earlier tokens that they attend to.
 
-    The rows of a batch end in the same column, so that a new token is written to one place: shorter prompts are padded
-    on the left, by `padding` (B,) columns that no token sees. `GPT.hidden` asks for two things: `start` and `append`.
+    `hidden` calls `start` once, then `append` once per layer. Shapes: B rows, T new tokens, S keys in all.
+    """
+
+    def start(self, T):
+        """Begin a forward pass over T new tokens per row. Returns their positions, (T,) or (B, T)."""
+
+    def append(self, layer, k, v):
+        """Take the new tokens' keys and values of one layer, (B, nh, T, hs) each. Returns (keys, values, visible).
+
+        Keys and values are those of all tokens, (B, nh, S, hs) each. `visible` is a boolean mask, broadcastable to
+        (B, nh, T, S): the keys that each new token attends to. None means causal, and needs T = 1 or T = S.
+        """
+
+
+class KVCache:
+    """A `Cache` that stores the keys and values of every layer for B rows, so that each token is computed only once.
+
+    The memory is allocated in advance. `append` writes the new tokens into the next columns, the same ones in every
+    row, so shorter prompts are padded on the left with `padding` (B,) columns that the mask hides.
     """
 
     def __init__(self, config, B, max_len, device, dtype, *, padding=None):
+        """`max_len` is the number of columns. `padding` may be None if no row is padded."""
         shape = (config.n_layer, B, config.n_head, max_len, config.n_embd // config.n_head)
         self.k = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, nh, max_len, hs)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.padding = padding
-        self.length = 0  # columns filled
-        self.new = slice(0, 0)  # columns of the tokens under way
-        self.visible = None  # which keys those see, (T, S) or (B, 1, T, S); None: all up to their own
+        self.length = 0  # columns in use
+        self.new = slice(0, 0)  # columns of the current pass's tokens
+        self.visible = None  # their mask, (T, S) or (B, 1, T, S); None: causal
 
     def start(self, T):
-        """Make room for T more tokens a row; returns their positions, (T,) or (B, T)."""
         self.new = slice(self.length, self.length + T)
         self.length += T
         keys = torch.arange(self.length, device=self.k.device)  # (S,)
@@ -206,12 +224,11 @@ class KVCache:
             self.visible = None if T in (1, self.length) else causal
             return columns
         first = self.padding[:, None, None, None]
-        own = keys == columns[:, None]  # padding sees itself, as a softmax over nothing is NaN
+        own = keys == columns[:, None]  # padding attends to itself: a softmax over no keys would be NaN
         self.visible = causal & (keys >= first) | own  # (B, 1, T, S)
         return (columns - self.padding[:, None]).clamp(min=0)
 
     def append(self, layer, k, v):
-        """Store k, v (B, nh, T, hs); return all keys, all values (B, nh, S, hs) and `visible`."""
         self.k[layer, :, :, self.new] = k
         self.v[layer, :, :, self.new] = v
         return self.k[layer, :, :, : self.length], self.v[layer, :, :, : self.length], self.visible

@@ -129,3 +129,15 @@ def list_checkpoints(log_dir):
         return {}
     found = ((NAME.fullmatch(path.name), path) for path in Path(log_dir).iterdir())
     return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def newest_checkpoint(folder="log"):
+    """The path of the checkpoint under `folder`, at any depth, that was written last. Raises `UserError` if none."""
+    subfolders = [path for path, _, _ in os.walk(folder)]
+    paths = [path for subfolder in subfolders for path in list_checkpoints(subfolder).values()]
+    if not paths:
+        raise UserError(
+            f"no checkpoint under {folder}/: train a model (python train_gpt2.py config/quickstart.py), name a"
+            " checkpoint or a folder (--model PATH), or use OpenAI's (--model gpt2)"
+        )
+    return str(max(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)))

@@ -1,33 +1,29 @@
-"""Decoding on a GPU without launching kernels one by one: a step of static shapes, captured as a CUDA graph.
+"""Decode on a GPU with one CUDA graph per token instead of one launch per kernel.
 
-A small model's step is some two hundred short kernels, and starting each takes longer than running it. A graph replays
-all of them at once, but only with the same shapes at the same addresses, so the cache counts its columns in a tensor.
+A decoding step of a small model is about 200 short kernels, and launching each takes longer than running it. A graph
+launches all of them at once, but it repeats the same shapes and addresses, so the cache counts its columns in a tensor.
 """
 
 import torch
 
-from model import KVCache
 
+class StaticKVCache:
+    """A `Cache` for one new token per row (T = 1) whose operations have the same shapes and addresses at every step.
 
-class StaticKVCache(KVCache):
-    """A `KVCache` in which each further token, one a row, takes the same operations on the same memory.
-
-    Every step reads all columns; those not yet filled are hidden by the mask.
+    It shares the memory of the `KVCache` it is made from. `append` returns all columns; the mask hides the unused ones.
     """
 
     def __init__(self, cache):
-        """Take over what `cache` holds."""
-        self.k, self.v, self.length = cache.k, cache.v, cache.length
-        B = cache.k.size(1)
-        self.padding = (
-            cache.padding if cache.padding is not None else torch.zeros(B, dtype=torch.long, device=cache.k.device)
-        )
-        self.next = torch.tensor([cache.length], device=cache.k.device)  # (1,) the next token's column
-        self.keys = torch.arange(cache.k.size(3), device=cache.k.device)  # (S,)
+        device = cache.k.device
+        self.k, self.v, self.padding = cache.k, cache.v, cache.padding
+        if self.padding is None:
+            self.padding = torch.zeros(cache.k.size(1), dtype=torch.long, device=device)  # (B,)
+        self.next = torch.tensor([cache.length], device=device)  # (1,) the next token's column
+        self.keys = torch.arange(cache.k.size(3), device=device)  # (S,)
 
     def start(self, T):
         self.new = self.next.clone()
-        self.next += T  # 1, as `append` takes it
+        self.next += T
         first = self.padding[:, None, None, None]
         self.visible = (self.keys <= self.new) & (self.keys >= first)  # (B, 1, 1, S)
         return self.new - self.padding[:, None]  # (B, 1)
@@ -39,22 +35,32 @@ class StaticKVCache(KVCache):
 
 
 class GraphedStep:
-    """`step(ids, cache)`, captured once and then replayed: ids (B,) → the logits, which the next call overwrites."""
+    """Call `decode(model, cache, ids)` as a CUDA graph: ids (B,) → logits (B, V), which the next call overwrites.
 
-    def __init__(self, step, ids, cache):
-        self.ids = ids.clone()
-        begin = cache.next.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step(self.ids, cache)  # once for real: libraries allocate their workspaces when first used
-        torch.cuda.current_stream().wait_stream(side)
-        cache.next.copy_(begin)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = step(self.ids, cache)
+    The graph is captured by the first call. Requires a GPU.
+    """
+
+    def __init__(self, decode, model, cache):
+        self.decode, self.model, self.cache = decode, model, StaticKVCache(cache)
+        self.graph = None
 
     def __call__(self, ids):
+        if self.graph is None:
+            self.capture(ids)
         self.ids.copy_(ids)
         self.graph.replay()
         return self.logits
+
+    def capture(self, ids):
+        """Record one step. It runs once before, so that libraries allocate their workspaces outside the graph."""
+        self.ids = ids.clone()
+        column = self.cache.next.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.decode(self.model, self.cache, self.ids)
+        torch.cuda.current_stream().wait_stream(side)
+        self.cache.next.copy_(column)  # undo that run; its keys and values are overwritten
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.decode(self.model, self.cache, self.ids)

@@ -102,3 +102,17 @@ def test_checkpoints_are_listed_in_order_of_steps(tmp_path):
         (tmp_path / name).touch()
     assert list(checkpoint.list_checkpoints(tmp_path)) == [250, 1000, 100000]
     assert checkpoint.list_checkpoints(tmp_path / "absent") == {}
+
+
+def test_newest_checkpoint_is_the_last_written_at_any_depth(tmp_path):
+    with pytest.raises(UserError, match=r"train_gpt2\.py.*--model"):
+        checkpoint.newest_checkpoint(tmp_path)
+    old, new = tmp_path / "a" / "model_00900.pt", tmp_path / "b" / "deep" / "model_00100.pt"
+    for path in (old, new):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime(old, (1e9, 1e9))
+    assert checkpoint.newest_checkpoint(tmp_path) == str(new)
+    os.utime(old)
+    os.utime(new, (1e9, 1e9))
+    assert checkpoint.newest_checkpoint(tmp_path) == str(old)
