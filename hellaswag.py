@@ -335,7 +335,7 @@ def main(argv=None):
         block_size = gpt.config.block_size
         options = {"data": config.data, "limit": config.limit, "batch_tokens": config.batch_tokens}
         task = prepare(run, get_tokenizer(loaded.tokenizer), block_size, **options)
-        run.print(f"{loaded.source} on {run.device} in {str(run.dtype).split('.')[1]}, {len(task.examples)} examples")
+        run.print(f"{loaded.source} on {run.device} in {runtime.dtype_name(run.dtype)}, {len(task.examples)} examples")
         if task.note:
             run.print(task.note)
         scores = score(gpt, task, run, progress=run.master)
@@ -344,7 +344,7 @@ def main(argv=None):
             write_scores(config.out, task.examples, scores)
             run.print(f"scores written to {config.out}")
     finally:
-        run.stop()
+        run.close()
 
 
 def report(run, scores, config):

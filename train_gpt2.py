@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 import hellaswag
-import plot
 from configurator import configure
 from formats import checkpoint
 from ops.cross_entropy import IGNORE
@@ -29,6 +28,7 @@ from system.errors import UserError, command
 from system.signals import StopRequest
 from tokens.dataloader import TrainLoader, validation_batches
 from tracking import runlog
+from tracking.curves import plot_runs
 from tracking.sinks import open_sinks
 from training import costs, dry_run, parallel, profiling
 from training.config import TrainConfig
@@ -60,7 +60,7 @@ def main(argv=None):
         with StopRequest(rt.print) as stop:
             Trainer(cfg, rt, stop).run()
     except UserError:
-        rt.stop()
+        rt.close()
         raise
     except RuntimeError as error:
         if runtime.is_out_of_memory(error):
@@ -73,7 +73,7 @@ def main(argv=None):
             print(f"error: rank {rt.rank} lost another rank ({reason}); go on with --resume", file=sys.stderr)
             os._exit(1)  # without the goodbyes that would wait for that rank
         raise
-    rt.stop()
+    rt.close()
 
 
 class Trainer:
@@ -252,7 +252,7 @@ class Trainer:
         if rt.master:
             self.log.write(self.step, val=self.val_loss)
             if self.step:
-                self.try_to_write(Path(cfg.log_dir) / "plot.png", functools.partial(plot.plot_runs, [cfg.log_dir]))
+                self.try_to_write(Path(cfg.log_dir) / "plot.png", functools.partial(plot_runs, [cfg.log_dir]))
         self.restart_clock()
 
     def score_hellaswag(self):

@@ -81,7 +81,7 @@ def memory_lines(cfg, config, dtype, world_size):
         memory = costs.sharded(memory, config, cfg.shard, world_size, windows > B)
         parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
         lines.append(
-            f"memory: {memory.total / 1e9:.2f} GB a device in {costs.dtype_name(dtype)} with B {B} x T {cfg.T} x"
+            f"memory: {memory.total / 1e9:.2f} GB a device in {runtime.dtype_name(dtype)} with B {B} x T {cfg.T} x"
             f" {world_size} rank{'s' * (world_size > 1)} x grad_accum_steps {windows // B} ({parts})"
         )
     return lines

@@ -15,6 +15,7 @@ from formats.weights import load_model
 from model import GPT, GPTConfig
 from system.errors import UserError
 from system.files import AtomicFile
+from system.runtime import dtype_name
 from tokens.dataloader import Windows
 from tokens.shards import TokenData, open_data, shard_name, write_meta, write_shard
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
@@ -144,7 +145,7 @@ def print_banner(cfg, rt, data, model, loader, optimizers):
     compiled = cfg.compile if cfg.compile is not None else rt.device.type == "cuda"
     sharded = f" that share {SHARED[cfg.shard]}" * (rt.world_size > 1 and cfg.shard != "none")
     rt.print(
-        f"device: {name}, {rt.world_size} rank{'s' * (rt.world_size > 1)}{sharded}, {costs.dtype_name(rt.dtype)},"
+        f"device: {name}, {rt.world_size} rank{'s' * (rt.world_size > 1)}{sharded}, {dtype_name(rt.dtype)},"
         f" torch.compile {'on' if compiled else 'off'}"
     )
     config = model.config
