@@ -8,7 +8,6 @@ from helpers import TINY, as_flags, write_corpus
 import train_gpt2
 from formats import checkpoint
 from system.errors import UserError
-from system.signals import StopRequest
 from tracking.runlog import read_log
 from training.outliers import WINDOW, OutlierDetector
 
@@ -243,20 +242,6 @@ def test_checkpoints_hold_only_what_weights_only_reads(make_trainer, tmp_path):
                 check(item)
 
     check({k: v for k, v in final_state(tmp_path / "log").items() if k != "model"})
-
-
-def test_a_stop_request_puts_old_handlers_back():
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    with StopRequest(lambda text: None) as stop:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_unfinished_run_without_resume_is_refused(corpus, tmp_path, capsys):
