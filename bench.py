@@ -15,7 +15,7 @@ import tyro
 from benchmarks.measure import machine, memory_bandwidth, print_rows
 from configurator import configure
 from system.errors import UserError, command
-from system.runtime import DTYPES, pick_device, pick_dtype
+from system.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 from training.costs import matmul_peak
 
 VERBS = ("data", "train", "ladder", "generate", "eval")
@@ -45,7 +45,7 @@ class Settings:
 def main(argv=None):
     settings = configure(Settings, argv, positional="verb")
     device = pick_device(settings.device)
-    settings = dataclasses.replace(settings, dtype=str(pick_dtype(settings.dtype, device)).split(".")[1])
+    settings = dataclasses.replace(settings, dtype=dtype_name(pick_dtype(settings.dtype, device)))
     print(machine(device))
     peak, bandwidth = matmul_peak(device, DTYPES[settings.dtype], n=4096), memory_bandwidth(device)
     print(f"limits: {peak / 1e12:.2f} TFLOP/s in {settings.dtype} matrix products, {bandwidth / 1e9:.0f} GB/s read\n")

@@ -1,11 +1,12 @@
-"""A dataclass, config files and the command line make one typed config.
+"""Build a typed config from a dataclass, config files and the command line.
 
     python train_gpt2.py config/quickstart.py config/mine.py --max_lr 1e-3 --resume
 
-Defaults come first, then each config file in order, then the flags. A config file is plain Python, run in a
-namespace of its own, so `B = 8; total_batch_size = 4 * B * 256` works; the names it leaves behind are the settings.
-(nanoGPT runs such files by `exec` inside the script's globals: a misspelt name there is silently a new variable.)
-`tyro` turns text into typed values and the dataclass into `--help`; what is ours is the order and the one-line errors.
+Defaults come first, then each config file in order, then the flags; the last value of a setting wins. A config file is
+plain Python, run in its own namespace, so `B = 8; total_batch_size = 4 * B * 256` works; the names it assigns are the
+settings. (nanoGPT executes such files in the script's globals, where a misspelt name silently becomes a new variable.)
+`tyro` converts the text of a flag to the type of its field and prints `--help`; the order and the one-line error
+messages are implemented here.
 """
 
 import contextlib
@@ -23,38 +24,43 @@ import tyro
 from system.errors import UserError
 
 BOOLEANS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
-BOOLEAN_KINDS = (bool, bool | None)  # None: decided later, from what is there
+BOOLEAN_TYPES = (bool, bool | None)  # None: the program decides
 TYRO_MARKERS = (tyro.conf.FlagConversionOff,)
 
 
 def configure(cls, argv=None, positional=None):
-    """Build a `cls` (a dataclass with a default for each field) from config files and flags.
+    """Build an instance of `cls`, a dataclass with a default for every field, from config files and flags.
 
-    Arguments without dashes are config files, or, where `positional` names a field, that field's values.
-    A method `check()` of `cls` is called last, for what a type can't say. Raises `UserError`; `--help` exits.
+    Arguments without dashes are config files. If `positional` names a field, they are the values of that field instead.
+    If `cls` has a method `check()`, it is called on the result to reject values that the types allow.
+    Raises `UserError` for every mistake in `argv` or in a config file; `--help` prints the settings and exits.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    kinds = typing.get_type_hints(cls)
+    field_types = typing.get_type_hints(cls)
     wants_help = "-h" in argv or "--help" in argv
-    words, flags = split_arguments([arg for arg in argv if arg not in ("-h", "--help")], kinds)
-    config = cls()
+    words, flags = split_arguments([arg for arg in argv if arg not in ("-h", "--help")], field_types)
+    settings = {}
     if positional is None:
         for path in words:
-            for name, value in read_config_file(path).items():
-                config = assign(config, kinds, name, str(value), f"{path}: {name}")
+            settings |= read_config_file(path, field_types)
     elif words:
-        config = dataclasses.replace(config, **{positional: parse_positional(positional, kinds[positional], words)})
+        settings[positional] = parse_positional(positional, field_types[positional], words)
     if wants_help:
-        show_help(config, positional)
+        show_help(cls(**settings), positional)
     for name, text in flags:
-        config = assign(config, kinds, name, text, f"--{name}")
+        require_known(name, field_types, f"--{name}")
+        settings[name] = parse_text(text, field_types[name], f"--{name}")
+    config = cls(**settings)
     if callable(getattr(config, "check", None)):
         config.check()
     return config
 
 
-def split_arguments(argv, kinds):
-    """Tell words from flags: `--key value`, `--key=value`, and for booleans also `--key` and `--no-key`."""
+def split_arguments(argv, field_types):
+    """Split `argv` into (words, flags): arguments without dashes, and (name, text) for each flag.
+
+    A flag is `--key value` or `--key=value`; a boolean flag is also `--key` or `--no-key`.
+    """
     words, flags, rest = [], [], list(argv)
     while rest:
         arg = rest.pop(0)
@@ -63,72 +69,109 @@ def split_arguments(argv, kinds):
             continue
         name, equals, text = arg[2:].partition("=")
         name = name.replace("-", "_")
-        if name.startswith("no_") and kinds.get(name[3:]) in BOOLEAN_KINDS and not equals:
+        if name.startswith("no_") and field_types.get(name[3:]) in BOOLEAN_TYPES and not equals:
             name, text = name[3:], "False"
-        elif not equals and kinds.get(name) in BOOLEAN_KINDS:
+        elif not equals and field_types.get(name) in BOOLEAN_TYPES:
             text = rest.pop(0) if rest and rest[0].lower() in BOOLEANS else "True"
         elif not equals:
-            require_known(name, kinds, f"--{name}")
+            require_known(name, field_types, f"--{name}")
             if not rest or rest[0].startswith("--"):
-                raise UserError(f"--{name} needs a value: {expected(kinds[name])}")
+                raise UserError(f"--{name} needs a value: {describe_type(field_types[name])}")
             text = rest.pop(0)
         flags.append((name, text))
     return words, flags
 
 
-def read_config_file(path):
-    """The settings that a config file assigns: its public names, less what it imports or defines as a helper."""
+def read_config_file(path, field_types):
+    """Run a config file and return the settings that it assigns, {name: value of the field's type}.
+
+    Names that start with an underscore, modules, functions and classes are the file's own helpers, not settings.
+    """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config file (flags start with --; the recipes are in config/)")
     try:
         names = runpy.run_path(path)
-    except Exception as error:  # the file is the user's, whatever it raises
+    except Exception as error:  # the file is the user's code and can raise anything
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    helpers = (types.ModuleType, types.FunctionType, type)
-    return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, helpers)}
+    settings = {}
+    for name, value in names.items():
+        if name.startswith("_") or isinstance(value, (types.ModuleType, types.FunctionType, type)):
+            continue
+        where = f"{path}: {name}"
+        require_known(name, field_types, where)
+        settings[name] = check_type(value, field_types[name], where)
+    return settings
 
 
-def assign(config, kinds, name, text, where):
-    """A copy of `config` with one field set from text, through tyro; `where` names the source in an error."""
-    require_known(name, kinds, where)
-    if kinds[name] in BOOLEAN_KINDS:
-        text = BOOLEANS.get(text.lower(), text)
-    one = dataclasses.make_dataclass("One", [(name, kinds[name])])
+def check_type(value, field_type, where):
+    """Return a Python value of a config file as `field_type`; `where` names its source in the error.
+
+    `field_type` is bool, int, float, str, None, a `Literal`, or a union of these. An int is accepted for a float field
+    and converted; a bool is no number, and text is not parsed.
+    """
+    for option in type_options(field_type):
+        if typing.get_origin(option) is typing.Literal:
+            if any(type(value) is type(choice) and value == choice for choice in typing.get_args(option)):
+                return value
+        elif option is type(None) or option is bool:
+            if isinstance(value, option):
+                return value
+        elif isinstance(value, (int, float) if option is float else option) and not isinstance(value, bool):
+            return option(value)  # of a subclass such as numpy.float64, the plain value
+    raise UserError(f"{where} = {value!r}: expected {describe_type(field_type)}")
+
+
+def parse_text(text, field_type, where):
+    """Return the text of a flag as `field_type`, converted by tyro; `where` names the flag in the error."""
+    word = BOOLEANS.get(text.lower(), text) if field_type in BOOLEAN_TYPES else text
+    one_field = dataclasses.make_dataclass("OneField", [("value", field_type)])
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # tyro explains in a box of many lines; one is enough
-            parsed = tyro.cli(one, args=[f"--{name}={text}"], use_underscores=True, config=TYRO_MARKERS)
+        with contextlib.redirect_stderr(io.StringIO()):  # tyro's own message fills a box of many lines
+            return tyro.cli(one_field, args=[f"--value={word}"], config=TYRO_MARKERS).value
     except SystemExit:
-        raise UserError(f"{where} = {text!r}: expected {expected(kinds[name])}") from None
-    return dataclasses.replace(config, **{name: getattr(parsed, name)})
+        raise UserError(f"{where} = {text!r}: expected {describe_type(field_type)}") from None
 
 
-def require_known(name, kinds, where):
-    if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists all"
+def require_known(name, field_types, where):
+    if name not in field_types:
+        nearest = difflib.get_close_matches(name, field_types, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all settings"
         raise UserError(f"{where}: no such setting; {hint}")
 
 
-def parse_positional(name, kind, words):
-    if kind is str:
+def parse_positional(name, field_type, words):
+    """Return the arguments without dashes as the value of a field of type str or tuple[str, ...]."""
+    if field_type is str:
         if len(words) > 1:
             raise UserError(f"expected one {name.upper()}, got {len(words)}: {' '.join(words)}")
         return words[0]
     return tuple(words)
 
 
-def expected(kind):
-    """A type in words, for error messages."""
+def type_options(field_type):
+    """Return the members of a union, or `(field_type,)`."""
+    if typing.get_origin(field_type) in (typing.Union, types.UnionType):
+        return typing.get_args(field_type)
+    return (field_type,)
+
+
+def describe_type(field_type):
+    """Describe a type in words, for error messages."""
     words = {int: "an integer", float: "a number", bool: "True or False", str: "text", type(None): "None"}
-    if typing.get_origin(kind) is typing.Literal:
-        options = typing.get_args(kind)
-        return "one of " * (len(options) > 1) + ", ".join(map(str, options))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(expected(part) for part in typing.get_args(kind))
-    return words.get(kind, str(kind))
+    descriptions = []
+    for option in type_options(field_type):
+        if typing.get_origin(option) is typing.Literal:
+            choices = typing.get_args(option)
+            prefix = "one of " if len(choices) > 1 else ""
+            descriptions.append(prefix + ", ".join(map(str, choices)))
+        else:
+            descriptions.append(words.get(option, str(option)))
+    return " or ".join(descriptions)
 
 
 def show_help(config, positional):
-    """Print every key with its default (as the config files given leave it) and its line of meaning; exit 0."""
-    prog = f"python {os.path.basename(sys.argv[0])}" + ("" if positional else " [config/FILE.py ...]")
+    """Print every setting with its default (as changed by the given config files) and its meaning, and exit with 0."""
+    prog = f"python {os.path.basename(sys.argv[0])}"
+    if positional is None:
+        prog += " [config/FILE.py ...]"
     tyro.cli(type(config), prog=prog, args=["--help"], default=config, use_underscores=True, config=TYRO_MARKERS)

@@ -25,6 +25,7 @@ from configurator import configure
 from formats import llmc, weights
 from inference import compare
 from system.errors import UserError, command
+from system.runtime import dtype_name
 from tokens.shards import open_shard
 from tokens.tokenizer import get_tokenizer
 
@@ -113,7 +114,7 @@ def export(loaded, settings):
         inputs, targets = debug_batch(loaded.model.config, settings.shard)
     dtype = torch.float32 if settings.to == "llmc" else torch.bfloat16
     llmc.write_model(settings.out, loaded.model, dtype)
-    print(f"{settings.out}: llm.c weights in {str(dtype).removeprefix('torch.')}")
+    print(f"{settings.out}: llm.c weights in {dtype_name(dtype)}")
     if settings.debug_state:
         loss = llmc.write_debug_state(state_path, loaded.model, inputs, targets)
         print(f"{state_path}: {inputs.size(0)}×{inputs.size(1)} ids, loss {loss:.4f}, logits and gradients in float32")

@@ -58,7 +58,7 @@ def main(argv=None):
     try:
         run(settings, rt)
     finally:
-        rt.stop()
+        rt.close()
 
 
 def run(settings, rt):

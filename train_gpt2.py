@@ -32,7 +32,7 @@ def main(argv=None):
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
     with explain_failures(cfg, rt), StopRequest(rt.print) as stop_request:
         train(set_up(cfg, rt, stop_request))
-    rt.stop()
+    rt.close()
 
 
 def train(run):

@@ -165,7 +165,7 @@ def worker(variant):
     if rt.master:
         result = Result(seconds[variant.warmup :], seconds[0], peak, float(loss))
         print(json.dumps(dataclasses.asdict(result)), flush=True)
-    rt.stop()
+    rt.close()
 
 
 def leave_out(variant):

@@ -1,4 +1,4 @@
-"""The shape of GPT-2 124M in steps that a laptop can take: to see the real thing move, not to finish it."""
+"""GPT-2 124M with a batch small enough for a laptop: to watch the full-size model start to learn, not to finish."""
 
 data_dir = "edu_fineweb10B"
 log_dir = "log/cpu_small"

@@ -1,4 +1,4 @@
-"""Does everything work? Runs anywhere, in seconds, on data that it makes itself."""
+"""A tiny model on generated data: checks in seconds, on any device, that everything works."""
 
 data_dir = "synthetic"
 log_dir = "log/debug"

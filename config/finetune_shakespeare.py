@@ -1,4 +1,4 @@
-"""OpenAI's GPT-2 learns to write like Shakespeare. First: python prepare.py shakespeare"""
+"""Fine-tune OpenAI's GPT-2 124M on Shakespeare's plays. First: python prepare.py shakespeare"""
 
 data_dir = "data/shakespeare"
 log_dir = "log/finetune_shakespeare"
@@ -9,7 +9,7 @@ T = 1024
 total_batch_size = 8 * B * T
 dropout = 0.1
 
-max_steps = 40  # about four epochs: more, and it learns the plays by heart
+max_steps = 40  # about four epochs; with more it memorizes the plays
 warmup_steps = 0
 max_lr = min_lr = 3e-5
 weight_decay = 0.1

@@ -1,4 +1,4 @@
-"""GPT-2 124M on 10B tokens of FineWeb-Edu: the defaults, spelled out. 8 GPUs:
+"""GPT-2 124M on 10B tokens of FineWeb-Edu. The values are the defaults. On 8 GPUs:
 
 torchrun --standalone --nproc_per_node=8 train_gpt2.py config/gpt2_124M.py
 """
@@ -11,9 +11,9 @@ n_head = 12
 n_embd = 768
 block_size = T = 1024
 B = 64
-total_batch_size = 2**19  # about half a million tokens, as GPT-3 Small
+total_batch_size = 2**19  # about half a million tokens, as for GPT-3 Small
 
 max_steps = 19073  # 10^10 tokens
-warmup_steps = 715  # 375 million tokens, as GPT-3
+warmup_steps = 715  # 375 million tokens, as for GPT-3
 max_lr = 6e-4
 min_lr = 6e-5

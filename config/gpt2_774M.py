@@ -1,6 +1,6 @@
-"""GPT-2 774M on 10B tokens of FineWeb-Edu, with the learning rate and batch of GPT-3 Large.
+"""GPT-2 774M on 10B tokens of FineWeb-Edu.
 
-(Brown et al. 2020, table 2.1)
+Learning rate and batch size are those of GPT-3 Large (Brown et al. 2020, table 2.1).
 """
 
 data_dir = "edu_fineweb10B"

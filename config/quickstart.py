@@ -1,5 +1,6 @@
-"""A small GPT learns to write Python from Python's own standard library, byte by byte, in 1.5 to 3 minutes on two CPU
-cores. `make quickstart` prepares the data, trains this, and shows samples and the loss plot.
+"""Train a small GPT on the source code of Python's standard library, as bytes: 1.5 to 3 minutes on two CPU cores.
+
+`make quickstart` prepares the data, trains with this recipe, and shows samples and the loss plot.
 """
 
 data_dir = "data/stdlib"

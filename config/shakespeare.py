@@ -1,9 +1,9 @@
-"""Tiny Shakespeare, byte by byte: one to two minutes on two CPU cores. First:
+"""Train a small GPT on Tiny Shakespeare, as bytes: one to two minutes on two CPU cores. First:
 
 python prepare.py shakespeare --tokenizer byte
 
-Muon and a small batch, because on so small a budget the number of updates counts most; the strong decay pays off when
-the text is read more than once.
+With so short a training time the loss depends mostly on the number of updates, hence Muon and a small batch. The weight
+decay is high because training passes over the text more than once.
 """
 
 data_dir = "data/shakespeare_byte"

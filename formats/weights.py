@@ -25,6 +25,7 @@ from formats import checkpoint, llmc
 from model import GPT, GPTConfig
 from system.errors import UserError
 from system.files import flush_folder
+from system.runtime import dtype_name
 from tokens.tokenizer import get_tokenizer
 
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -86,8 +87,7 @@ def load_model(name, dropout=0.0):
 def read_llmc(path, dropout):
     config, tensors, dtype = llmc.read_model(path)
     model = build(replace(config, dropout=dropout), tensors, path)
-    kind = str(dtype).removeprefix("torch.")
-    return Loaded(model, TOKENIZER_OF_VOCAB.get(config.vocab_size), f"{path} (llm.c, {kind})")
+    return Loaded(model, TOKENIZER_OF_VOCAB.get(config.vocab_size), f"{path} (llm.c, {dtype_name(dtype)})")
 
 
 def make_config(shape, dropout, source):

@@ -1,7 +1,4 @@
-"""What a user's mistake looks like: one line, exit code 2, no traceback.
-
-Anything else that is raised is a fault of ours and keeps its traceback.
-"""
+"""Errors that a user can fix end a command with one line and exit code 2; every other exception keeps its traceback."""
 
 import functools
 import os
@@ -9,7 +6,10 @@ import sys
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: the thing, what was expected, what to do."""
+    """A mistake in the user's input or environment. The message is one line: the thing, what was expected, what to do.
+
+    `system.errors.command` prints the message without a traceback.
+    """
 
 
 def require(ok, name, value, wanted):
@@ -19,24 +19,25 @@ def require(ok, name, value, wanted):
 
 
 def command(main):
-    """Decorate a script's `main`: a `UserError` becomes one line on stderr and exit code 2.
+    """Decorate a script's `main` to turn expected exceptions into exit codes.
 
-    Under torchrun every rank meets the same mistake, so only the first rank prints it.
+    A `UserError` is printed as one line on stderr, by rank 0 only, and exits with 2. Ctrl-C exits with 130. A closed
+    stdout (`python sample.py | head`) exits with 0.
     """
 
     @functools.wraps(main)
-    def run(*args, **kwargs):
+    def run_main(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") == "0":  # under torchrun every rank raises the same error
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr, flush=True)
             sys.exit(130)  # 128 + SIGINT, what a shell reports
-        except BrokenPipeError:  # `python sample.py | head`: the reader has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush stdout at exit
             sys.exit(0)
 
-    return run
+    return run_main

@@ -1,18 +1,21 @@
-"""Files that are never half there."""
+"""Write files atomically."""
 
 import errno
 import os
 from pathlib import Path
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a disk, quota or file system that is full
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a full disk, quota or file system
 
 
 class AtomicFile:
-    """A file that appears under its name only when whole: temporary, flushed, renamed, its folder flushed.
+    """A context that writes a file which appears under its name only once it is complete.
 
-    with AtomicFile(path) as f: f.write(...)    # on an exception nothing is left behind
+        with AtomicFile(path) as f:
+            f.write(b"...")
 
-    A process killed while writing leaves `.NAME.tmp`, which nothing reads and the next attempt overwrites.
+    The data goes to a temporary file, which is flushed to disk and renamed to `path`; then the folder is flushed. On an
+    exception the temporary file is deleted, and an earlier file at `path` is unchanged. A process that is killed while
+    writing leaves `.NAME.tmp`, which nothing reads and the next attempt overwrites.
     """
 
     def __init__(self, path):
@@ -37,7 +40,7 @@ class AtomicFile:
 
 
 def flush_folder(folder):
-    """Make a rename survive a power cut (POSIX; Windows has no such call and needs none)."""
+    """Flush a folder to disk, so that a rename in it survives a power failure. Does nothing on Windows."""
     if os.name == "posix":
         fd = os.open(folder, os.O_RDONLY)
         try:

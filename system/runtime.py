@@ -1,6 +1,6 @@
-"""Where and how this process runs: device, number format, ranks, seeds, and the few collectives that we need.
+"""The runtime of this process: device, dtype, ranks, seeds, and the collectives that training needs.
 
-Everything here is decided once, at start, by `start`, and handed around as one frozen `Runtime`.
+`start` decides all of it once, and the program passes it around as one frozen `Runtime`.
 """
 
 import contextlib
@@ -13,124 +13,141 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group exists: its functions would keep that group, and its threads, past `stop`
+import torch.distributed.nn  # imported before a group exists: its functions would keep that group and its threads alive
 
 from system.errors import UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+def dtype_name(dtype):
+    """Return the name of a torch dtype: "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
 @dataclass(frozen=True)
 class Runtime:
+    """Where this process runs: its device, the dtype of its computations, and its rank among the processes."""
+
     device: torch.device
-    dtype: torch.dtype  # what matrix multiplications run in; weights stay float32
+    dtype: torch.dtype  # of matrix multiplications under autocast; weights stay float32
     rank: int = 0
     world_size: int = 1
 
     @property
     def master(self):
-        """Whether this rank is the one that prints and writes."""
+        """Whether this is rank 0, which alone prints and writes files."""
         return self.rank == 0
 
     def print(self, *args):
+        """Print on the master only, and flush."""
         if self.master:
             print(*args, flush=True)
 
     def autocast(self):
-        """The context in which the model runs."""
+        """Return the context for a forward pass: autocast to `dtype`, or nothing for float32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def to_device(self, tensor):
-        """A CPU tensor on the device; by way of pinned memory, so that it is copied while the GPU computes."""
+        """Copy a CPU tensor to the device; to a GPU from pinned memory, so that the copy overlaps with computation."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     def synchronize(self):
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def sum(self, tensor):
-        """`tensor` summed over ranks, in place. (A mean is this, divided: older gloo has no AVG.)"""
+        """Sum `tensor` over the ranks, in place. (For a mean, divide the sum: older versions of gloo have no AVG.)"""
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
     def max(self, tensor):
-        """The largest of the ranks' `tensor`s, in place."""
+        """Take the elementwise maximum of `tensor` over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def barrier(self):
+        """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
 
     def from_master(self, decide):
-        """What the first rank's `decide()` returns (plain Python) or, if it is a `UserError`, raises, on every rank."""
+        """Call `decide()` on rank 0 only; return its (picklable) result, or raise its `UserError`, on every rank."""
         if self.world_size == 1:
             return decide()
-        box = [None, None]
+        result, message = None, None
         if self.master:
             try:
-                box[0] = decide()
+                result = decide()
             except UserError as error:
-                box[1] = str(error)
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        if box[1] is not None:
-            raise UserError(box[1])
-        return box[0]
+                message = str(error)
+        broadcast = [result, message]
+        dist.broadcast_object_list(broadcast, src=0, device=self.device)
+        result, message = broadcast
+        if message is not None:
+            raise UserError(message)
+        return result
 
     def seed_step(self, seed, step):
-        """Seed the generators that training draws from (dropout), for this step and rank.
+        """Seed torch's default generators (dropout) for one training step of this rank.
 
-        The draws of a step are a function of (seed, step, rank) and nothing else, so there is no generator's state to
-        save, and a resumed run draws what the undisturbed one would have drawn.
+        The random numbers of a step depend on (seed, step, rank) only. So a checkpoint holds no generator state, and a
+        resumed run draws the same numbers as an uninterrupted one.
         """
         torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + self.rank) % 2**63)
 
-    def stop(self):
+    def close(self):
+        """Leave the process group."""
         if self.world_size > 1:
             dist.destroy_process_group()
 
 
 def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=False, keep_memory=True):
-    """Settle the device, dtype and ranks of this process and seed torch. Raises `UserError` where one isn't there.
+    """Choose the device and dtype, join the process group, seed torch, and return the `Runtime`.
 
-    Under torchrun (RANK is set) this joins the process group: NCCL between GPUs, gloo between CPUs. `timeout_s` is how
-    long a collective waits for a rank that doesn't come; `deterministic` asks CUDA for the same bits each time.
+    Under torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE, the ranks communicate by NCCL (GPUs) or gloo (CPUs).
+    `timeout_s`: seconds that a collective waits for the other ranks. `deterministic`: choose CUDA algorithms that give
+    the same bits in every run. `keep_memory`: see `keep_freed_memory`. Raises `UserError` if the device is missing.
     """
-    rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in zip(RANK_VARIABLES, (0, 0, 1), strict=True))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = pick_device(device, local_rank)
     dtype = pick_dtype(dtype, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+        torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
             torch.use_deterministic_algorithms(True)
-            torch.backends.cuda.enable_mem_efficient_sdp(False)  # float32's fast attention has no such backward
+            torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass is not deterministic
     elif device.type == "cpu" and keep_memory:
         keep_freed_memory()
     if world_size > 1:
         if device.type == "mps":
-            raise UserError("--device mps runs in one process; start it with plain python, or use --device cpu")
+            raise UserError("--device mps supports one process only: start it without torchrun, or use --device cpu")
         join_process_group(device, datetime.timedelta(seconds=timeout_s))
     torch.manual_seed(seed)
     return Runtime(device, dtype, rank, world_size)
 
 
 def join_process_group(device, timeout):
-    """Meet the other ranks: NCCL between GPUs, gloo between CPUs.
+    """Connect to the other ranks, by NCCL between GPUs or gloo between CPUs.
 
-    A group that torchrun restarts meets in the store of the one before it, where that one's addresses still stand; a
-    prefix of its own keeps them apart. But each node counts its own restarts, so nodes that come and go need a store
-    that is new each time, without a prefix: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun see to that.
+    A group restarted by torchrun uses the same key-value store as the group before it, which still holds the old
+    addresses; a prefix with the number of restarts separates them. This does not work if nodes join or leave, because
+    each node counts its own restarts. Then the store must be new after each restart and the prefix absent, which is
+    what TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does in torchrun.
     """
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -141,63 +158,71 @@ def join_process_group(device, timeout):
     )
 
 
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # set by torchrun
-
-
 def pick_device(name, local_rank=0):
-    """`auto|cuda|mps|cpu` → a device that is there; under torchrun each rank gets the GPU of its local number."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the torch device for `auto|cuda|mps|cpu`; `auto` is the first of cuda, mps, cpu that is available.
+
+    Under torchrun each rank gets the GPU with its local rank. Raises `UserError` if there is no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, is_available in available.items() if is_available]
     if name == "auto":
-        name = next(kind for kind, ok in there.items() if ok)
-    if name not in there:
-        raise UserError(f"--device {name}: expected one of auto, {', '.join(there)}")
-    if not there[name]:
-        has = ", ".join(kind for kind, ok in there.items() if ok)
-        raise UserError(f"--device {name}: this machine (or this build of torch) has none; it has {has}")
+        name = usable[0]
+    if name not in available:
+        raise UserError(f"--device {name}: expected one of auto, {', '.join(available)}")
+    if name not in usable:
+        raise UserError(
+            f"--device {name}: not available on this machine or in this build of torch; use auto or one of"
+            f" {', '.join(usable)}"
+        )
     if name != "cuda":
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"rank {local_rank} has no GPU: {torch.cuda.device_count()} here; lower --nproc_per_node")
+        raise UserError(
+            f"rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; lower --nproc_per_node"
+        )
     return torch.device("cuda", local_rank)
 
 
 def pick_dtype(name, device):
-    """`auto` is bfloat16 where the hardware computes in it, else float16 on CUDA and float32 elsewhere."""
+    """Return the torch dtype for `auto` or a name in `DTYPES`.
+
+    `auto` is bfloat16 if the hardware computes in it, else float16 on CUDA and float32 on other devices.
+    """
     if name != "auto":
         if name not in DTYPES:
             raise UserError(f"--dtype {name}: expected one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    if device.type == "cuda":  # without "emulation" a T4 or V100 would claim bfloat16, and crawl
+    if device.type == "cuda":  # a T4 or V100 supports bfloat16 only by slow emulation
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch: float32 is always right
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch: then float32
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
 
 
 def cpu_name():
-    """The processor as it calls itself: `AMD EPYC`."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older torch
+    """Return the name of the processor, e.g. `AMD EPYC`."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch
     return capabilities.get("cpu_name") or platform.processor() or platform.machine()
 
 
 def is_lost_rank(error):
-    """Whether a RuntimeError says that another rank died, hangs or can't be reached."""
+    """Whether a RuntimeError means that another rank died, hangs or cannot be reached."""
     signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe")
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def is_out_of_memory(error):
-    """Whether a RuntimeError says that memory ran out, on whichever device."""
+    """Whether a RuntimeError means that a device or the host is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_freed_memory():
-    """Tell glibc to keep freed memory instead of handing it back to the kernel.
+    """Make glibc keep freed memory instead of returning it to the kernel.
 
-    Otherwise each step's large tensors are mapped and page-faulted in anew, which on a CPU takes about as long as the
-    matrix multiplications. Linux with glibc only; elsewhere it does nothing.
+    Otherwise the kernel maps the large tensors of every step again, page by page, which on a CPU takes about as long as
+    the matrix multiplications. Has an effect on Linux with glibc only.
     """
     if sys.platform != "linux":
         return

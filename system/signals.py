@@ -1,24 +1,27 @@
-"""Asking a run to stop: the first SIGTERM, SIGUSR1 or Ctrl-C is a request, the second Ctrl-C an order.
+"""Stop a run on a signal: SIGTERM, SIGUSR1 and the first Ctrl-C stop it after the step, a second Ctrl-C at once.
 
-A request is only noted; the loop finishes its step, agrees with the other ranks, saves and exits with code 0. (Not with
-another code: torchrun restarts a group whose worker fails.)
+The handlers only set a flag. The training loop reads it after each step, agrees on it with the other ranks, saves a
+checkpoint and exits with code 0. (With any other code torchrun would restart the group.)
 """
 
 import os
 import signal
 import time
 
-ECHO_S = 3.0  # torchrun passes on the Ctrl-C that its workers have already had from the terminal
+REPEAT_S = 3.0  # torchrun forwards the Ctrl-C that its workers have already received from the terminal
 
 
 class StopRequest:
-    """`requested` turns true when a signal asks this process to stop. A context: at its end old handlers are back."""
+    """A context that handles signals: `requested` is True once a signal has asked this process to stop.
+
+    A second Ctrl-C raises `KeyboardInterrupt`. Leaving the context restores the previous handlers.
+    """
 
     def __init__(self, print=print):
         self.requested = False
         self.print = print
-        self.interrupted_at = None  # when the first Ctrl-C came
-        self.previous = {}
+        self.last_interrupt = None  # time of the last Ctrl-C, in seconds of the monotonic clock
+        self.previous = {}  # {signal number: its handler outside the context}
 
     def __enter__(self):
         names = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
@@ -32,11 +35,14 @@ class StopRequest:
 
     def handle(self, number, frame):
         if number == signal.SIGINT:
-            echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - (self.interrupted_at or 0) < ECHO_S
-            if self.interrupted_at is not None and not echo:
+            if self.last_interrupt is not None and not self.is_forwarded():
                 raise KeyboardInterrupt
-            self.interrupted_at = time.monotonic()
+            self.last_interrupt = time.monotonic()
         if not self.requested:
-            again = "; again stops at once" if number == signal.SIGINT else ""
-            self.print(f"{signal.Signals(number).name}: finishing this step, then saving{again}")
+            hint = "; a second Ctrl-C stops at once" if number == signal.SIGINT else ""
+            self.print(f"{signal.Signals(number).name}: finishing this step, then saving{hint}")
         self.requested = True
+
+    def is_forwarded(self):
+        """Whether a SIGINT that arrives now is torchrun's copy of the last one."""
+        return "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.last_interrupt < REPEAT_S

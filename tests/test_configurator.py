@@ -1,8 +1,9 @@
-"""Config files and flags: what wins, what is understood, what is refused and how."""
+"""Config files and flags: precedence, syntax, types, and one-line errors."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from configurator import configure
@@ -11,23 +12,23 @@ from system.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """A test's settings."""
+    """Settings of a test."""
 
     max_lr: float = 6e-4
     """peak"""
-    B: int = 64
+    B: int | Literal["auto"] = 64
     """batch"""
     device: Literal["auto", "cpu"] = "auto"
     """where"""
-    style: str = "focused"
+    style: str | None = "focused"
     """how"""
     resume: bool = False
-    """go on"""
+    """continue"""
     compile: bool | None = None
     """maybe"""
 
     def check(self):
-        if self.B < 1:
+        if self.B != "auto" and self.B < 1:
             raise UserError(f"B = {self.B}: expected at least 1")
 
 
@@ -41,14 +42,14 @@ def config_file(tmp_path):
     return write
 
 
-def test_flags_win_over_files_and_later_files_over_earlier(config_file):
+def test_precedence_is_defaults_then_files_in_order_then_flags(config_file):
     first, second = config_file("B = 1\nmax_lr = 1e-3\nstyle = 'wild'", "a.py"), config_file("B = 2", "b.py")
     assert configure(Settings, []) == Settings()
     assert configure(Settings, [first, second, "--style", "creative"]) == Settings(max_lr=1e-3, B=2, style="creative")
     assert configure(Settings, ["--B=3", second, first]).B == 3
 
 
-def test_config_files_are_python(config_file):
+def test_config_file_is_python(config_file):
     lines = (
         "import math",
         "_half = 4",
@@ -56,45 +57,60 @@ def test_config_files_are_python(config_file):
         "B = double(_half)",
         "max_lr = 1 / math.sqrt(4)",
     )
-    path = config_file("\n".join(lines))
-    assert configure(Settings, [path]) == Settings(B=8, max_lr=0.5)
-
-
-@pytest.mark.parametrize("argv", [["--device=cpu"], ["--device", "cpu"]])
-def test_both_flag_styles(argv):
-    assert configure(Settings, argv).device == "cpu"
+    assert configure(Settings, [config_file("\n".join(lines))]) == Settings(B=8, max_lr=0.5)
 
 
 @pytest.mark.parametrize(
-    ("argv", "expected"),
+    ("text", "name", "value"),
     [
-        (["--resume"], True),
-        (["--resume=True"], True),
-        (["--resume", "true"], True),
-        (["--resume", "--B", "2"], True),
-        (["--no-resume"], False),
-        (["--resume", "--no-resume"], False),
-        (["--resume=false"], False),
+        ("max_lr = 0.1 + 0.2", "max_lr", 0.1 + 0.2),
+        ("max_lr = 1", "max_lr", 1.0),
+        ("import numpy\nmax_lr = numpy.float64(0.5)", "max_lr", 0.5),
+        ("B = 'auto'", "B", "auto"),
+        ("style = None", "style", None),
+        ("style = 'None'", "style", "None"),
+        ("compile = True", "compile", True),
     ],
 )
-def test_each_way_to_give_a_boolean(argv, expected):
-    assert configure(Settings, argv).resume is expected
+def test_config_file_values_keep_their_value_and_get_the_type_of_the_field(config_file, text, name, value):
+    found = getattr(configure(Settings, [config_file(text)]), name)
+    assert found == value
+    assert type(found) is type(value)
+    assert not isinstance(found, np.generic)
 
 
-def test_a_boolean_that_may_be_undecided():
-    decided = [configure(Settings, argv).compile for argv in ([], ["--compile"], ["--no-compile"], ["--compile=None"])]
-    assert decided == [None, True, False, None]
-
-
-def test_floats_survive_exactly(config_file):
-    assert configure(Settings, [config_file("max_lr = 0.1 + 0.2")]).max_lr == 0.1 + 0.2
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--device=cpu"], "device", "cpu"),
+        (["--device", "cpu"], "device", "cpu"),
+        (["--max-lr", "1e-3"], "max_lr", 1e-3),
+        (["--B=auto"], "B", "auto"),
+        (["--style=None"], "style", None),
+        (["--style=--x=y z"], "style", "--x=y z"),
+        (["--resume"], "resume", True),
+        (["--resume=True"], "resume", True),
+        (["--resume", "true"], "resume", True),
+        (["--resume", "--B", "2"], "resume", True),
+        (["--no-resume"], "resume", False),
+        (["--resume", "--no-resume"], "resume", False),
+        (["--resume=false"], "resume", False),
+        (["--compile"], "compile", True),
+        (["--no-compile"], "compile", False),
+        (["--compile=None"], "compile", None),
+    ],
+)
+def test_flag_syntax(argv, name, value):
+    found = getattr(configure(Settings, argv), name)
+    assert found == value
+    assert type(found) is type(value)
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--max_rl", "1"], ["--max_rl", "did you mean max_lr?"]),
-        (["--B", "four"], ["--B", "'four'", "an integer"]),
+        (["--B", "four"], ["--B", "'four'", "an integer or auto"]),
         (["--B", "1.5"], ["an integer"]),
         (["--B"], ["--B needs a value", "an integer"]),
         (["--B", "--resume"], ["--B needs a value"]),
@@ -106,25 +122,29 @@ def test_floats_survive_exactly(config_file):
         (["-B", "4"], ["-B", "no such config file"]),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(argv, words):
+def test_error_on_the_command_line_is_one_line(argv, words, capsys):
     with pytest.raises(UserError) as error:
         configure(Settings, argv)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("max_rl = 1", ["a.py", "max_rl", "did you mean max_lr?"]),
-        ("B = 1.5", ["a.py", "B", "an integer"]),
-        ("B = 'four'", ["an integer"]),
+        ("B = 1.5", ["a.py: B = 1.5", "an integer or auto"]),
+        ("B = True", ["a.py: B = True", "an integer"]),
+        ("B = '4'", ["a.py: B = '4'", "an integer"]),
+        ("max_lr = '1e-3'", ["a.py: max_lr = '1e-3'", "a number"]),
+        ("resume = 1", ["a.py: resume = 1", "True or False"]),
         ("device = 'gpu'", ["one of auto, cpu"]),
         ("B = 1 +", ["a.py", "SyntaxError"]),
         ("B = 1 / 0", ["a.py", "ZeroDivisionError"]),
     ],
 )
-def test_a_mistake_in_a_config_file_is_one_line(config_file, text, words):
+def test_error_in_a_config_file_is_one_line(config_file, text, words):
     with pytest.raises(UserError) as error:
         configure(Settings, [config_file(text)])
     assert "\n" not in str(error.value)

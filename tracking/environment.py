@@ -1,4 +1,4 @@
-"""What a run ran on, so that it can be understood a year later: versions, hardware, the code's commit, the command."""
+"""Describe the environment of a run, to reproduce it later: versions, hardware, commit of the code, command."""
 
 import datetime
 import os
@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from system.runtime import cpu_name
-from training import costs
+from system.runtime import cpu_name, dtype_name
 
 PACKAGES = ("torch", "numpy", "tiktoken", "tyro")
 
 
 def describe_environment(rt):
-    """Plain values for `config.json`. `rt` is the `Runtime`."""
+    """Return the environment of this process as plain values for `config.json`. `rt` is the `Runtime`."""
     cuda = rt.device.type == "cuda"
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -33,36 +32,37 @@ def describe_environment(rt):
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "dtype": costs.dtype_name(rt.dtype),
+        "dtype": dtype_name(rt.dtype),
         "world_size": rt.world_size,
     }
 
 
 def version(package):
-    """A package's version, or None where it is not installed."""
+    """Return the version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def git_commit(folder=None):
-    """The commit of the code in `folder` (by default this file's), with "+changes" if files differ from it, or None.
+def git_commit():
+    """Return the commit of this code, with "+changes" if tracked files differ from it, or None.
 
-    A copy of the code inside some other repository is not that repository's commit.
+    None means that git is missing or that this code is not a checkout of its own, for example a copy inside another
+    repository, whose commit would say nothing about it.
     """
-    folder = Path(folder or Path(__file__).parent.parent).resolve()
-    folder = folder.parent if folder.is_file() else folder
+    folder = Path(__file__).resolve().parent.parent
     try:
-        top = git(folder, "rev-parse", "--show-toplevel")
-        if Path(top).resolve() != folder:
+        checkout = git(folder, "rev-parse", "--show-toplevel")
+        if Path(checkout).resolve() != folder:
             return None
         changed = git(folder, "status", "--porcelain", "--untracked-files=no")
         return git(folder, "rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):  # no git here, or no repository
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
         return None
 
 
 def git(folder, *args):
+    """Run a git command in `folder` and return its output."""
     done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
     return done.stdout.strip()

@@ -1,6 +1,6 @@
-"""The log of a run: `STEP STREAM VALUE`, one value a line, and its reader.
+"""Write and read the log of a run: `STEP STREAM VALUE`, one value per line, e.g. `250 val 3.2924`.
 
-Three fields split on a space are read by every notebook written for this format: `250 val 3.2924`.
+The three fields are separated by one space, so that notebooks written for build-nanogpt's log.txt can read it.
 """
 
 import json
@@ -13,6 +13,7 @@ import numpy as np
 
 from system.files import AtomicFile
 
+DEFAULT_FORMAT = ".6f"  # of losses and the gradient norm
 FORMATS = {
     "skipped": ".0f",
     "lr": ".6e",
@@ -20,18 +21,21 @@ FORMATS = {
     "tok_per_sec": ".0f",
     "hella": ".4f",
     "mfu": ".4f",
-}  # losses: .6f
+}
 
 
 class Stream(NamedTuple):
+    """The values of one stream of a log."""
+
     steps: np.ndarray  # int64 (n,)
     values: np.ndarray  # float64 (n,)
 
 
 class RunLog:
-    """`LOG_DIR/log.txt`, appended to. `from_step` is where the run (re)starts: lines of it and of later go.
+    """Append values to `LOG_DIR/log.txt` and pass them to the `sinks` (see `tracking.sinks.Sink`).
 
-    `sinks` are told the same: see sinks.py.
+    `from_step` is the step at which the run starts or resumes. Lines of that step and later ones are removed first,
+    because the run writes them again.
     """
 
     def __init__(self, log_dir, from_step=0, sinks=()):
@@ -41,20 +45,20 @@ class RunLog:
             kept = [f"{step} {name} {text}\n" for step, name, text in read_lines(self.path) if step < from_step]
             with AtomicFile(self.path) as f:
                 f.write("".join(kept).encode())
-        self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # a line is written when it ends
+        self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # line buffering: flushed after each line
         self.warned = False
 
     def write(self, step, **values):
-        """Append one line a value: `log.write(250, val=3.2924)`."""
-        lines = [f"{step} {name} {value:{FORMATS.get(name, '.6f')}}\n" for name, value in values.items()]
+        """Append one line per value: `log.write(250, val=3.2924)`."""
+        lines = [f"{step} {name} {value:{FORMATS.get(name, DEFAULT_FORMAT)}}\n" for name, value in values.items()]
         try:
             for line in lines:
                 self.file.write(line)
             for sink in self.sinks:
                 sink.write(step, values)
-        except OSError as error:  # a full disk must not end a run; the lines wait in memory
+        except OSError as error:  # a full disk must not end a run; unwritten lines stay in the buffer of the file
             if not self.warned:
-                print(f"warning: {self.path} can't be written for now ({error.strerror})", flush=True)
+                print(f"warning: {self.path} cannot be written at the moment ({error.strerror})", flush=True)
             self.warned = True
 
     def close(self):
@@ -62,15 +66,17 @@ class RunLog:
 
 
 def path_of(log_dir):
+    """Return the path of a run's log."""
     return Path(log_dir) / "log.txt"
 
 
 def config_path(log_dir):
+    """Return the path of the file that describes a run: its settings, data, model and environment."""
     return Path(log_dir) / "config.json"
 
 
 def read_config(log_dir):
-    """What stands beside a log of what made the run, or {} where nothing (readable) does: a log made elsewhere."""
+    """Return the contents of a run's `config.json`, or {} if it is missing or unreadable (a log of another program)."""
     try:
         record = json.loads(config_path(log_dir).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -79,9 +85,9 @@ def read_config(log_dir):
 
 
 def read_log(path):
-    """The streams of a log, by name: {"train": Stream(steps, values), …}. `path` is the file or its folder.
+    """Read a log and return its streams, {"train": Stream(steps, values), …}. `path` is the file or its folder.
 
-    A torn or foreign line is named in a warning and skipped. Raises `FileNotFoundError` where there is no log.
+    A line that is incomplete or has another format is skipped with a warning. Raises `FileNotFoundError`.
     """
     path = path_of(path) if os.path.isdir(path) else Path(path)
     points = {}
@@ -94,14 +100,14 @@ def read_log(path):
 
 
 def read_lines(path):
-    """The readable lines of a log as (step, stream, value's text)."""
+    """Return the valid lines of a log as (step, stream, text of the value); warn about each other line."""
     lines = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
         try:
             step, name, text = line.split()
             float(text)
             if not line.endswith("\n"):
-                raise ValueError("torn")
+                raise ValueError("incomplete")
             lines.append((int(step), name, text))
         except ValueError:
             warnings.warn(f"{path}:{number}: skipped {line.rstrip()!r}, expected STEP STREAM VALUE", stacklevel=2)

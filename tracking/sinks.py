@@ -1,26 +1,34 @@
-"""Where a run's log can go besides `log.txt`: TensorBoard and Weights & Biases, imported only when asked for.
-
-A sink has `write(step, values)`. The names of the streams are those of the log.
-"""
+"""Send the values of a run's log to TensorBoard and Weights & Biases too. Both are imported only if enabled."""
 
 import dataclasses
 import importlib.util
 import math
 import uuid
 from pathlib import Path
+from typing import Protocol
 
 from system.errors import UserError
 
 
+class Sink(Protocol):
+    """A destination of a run's logged values, beside log.txt. `RunLog` calls it on the master rank only."""
+
+    def write(self, step: int, values: dict[str, float]):
+        """Record `values`, {stream: value}, for `step`. The streams have the names of the log.
+
+        Steps never decrease within a run. Values may be NaN or infinite. An `OSError` does not end the run.
+        """
+
+
 def require_installed(package):
-    """Raise `UserError` where `package`, which is also the name of its flag, is not installed."""
+    """Raise `UserError` if `package` is not installed. The flag that enables it has the same name."""
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # without an origin it is only a folder that happens to have the name
-        raise UserError(f"--{package}: the package is not installed; pip install {package}, or leave the flag out")
+    if spec is None or spec.origin is None:  # without an origin it is any folder with that name
+        raise UserError(f"--{package}: the package is not installed; pip install {package}, or omit the flag")
 
 
 def open_sinks(cfg, from_step):
-    """The sinks that the settings ask for. `from_step` is where the run (re)starts."""
+    """Return the sinks that the settings enable. `from_step` is the step at which the run starts or resumes."""
     sinks = []
     if cfg.tensorboard:
         sinks.append(TensorBoard(cfg.log_dir, from_step))
@@ -30,24 +38,25 @@ def open_sinks(cfg, from_step):
 
 
 class TensorBoard:
-    """Event files in LOG_DIR/tensorboard: `tensorboard --logdir log` shows all runs."""
+    """A `Sink` that writes event files to LOG_DIR/tensorboard; `tensorboard --logdir log` shows all runs."""
 
     def __init__(self, log_dir, from_step):
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an earlier start wrote of these steps is hidden: they come again.
+        # purge_step hides events of this step and later ones, which the resumed run writes again
         self.writer = SummaryWriter(str(Path(log_dir) / "tensorboard"), purge_step=from_step)
 
     def write(self, step, values):
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        self.writer.flush()  # nothing is lost with a run that is killed
+        self.writer.flush()  # a killed run loses nothing
 
 
 class WandB:
-    """A run on wandb.ai, or in LOG_DIR/wandb with WANDB_MODE=offline; WANDB_PROJECT and its other variables apply.
+    """A `Sink` that logs to wandb.ai, or to LOG_DIR/wandb if WANDB_MODE=offline.
 
-    A resumed run goes on in the same place; it passes over steps that are already there.
+    WANDB_PROJECT and wandb's other environment variables apply. A resumed run continues the same wandb run; wandb
+    ignores the steps that it already has.
     """
 
     def __init__(self, cfg, from_step):
@@ -70,7 +79,7 @@ class WandB:
 
 
 def run_id(path, from_step):
-    """The name under which wandb knows this run: new for a new run, and kept in a file for a resumed one."""
-    if not (from_step and path.exists()):
+    """Return the run's id in wandb, which is kept in the file `path`: a new one if the run starts at step 0."""
+    if from_step == 0 or not path.exists():
         path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()

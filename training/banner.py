@@ -6,6 +6,7 @@ import json
 import torch
 
 from system.files import AtomicFile
+from system.runtime import dtype_name
 from tracking import runlog
 from tracking.environment import describe_environment
 from training import costs
@@ -40,7 +41,7 @@ def describe_device(cfg, rt):
     if rt.world_size > 1 and cfg.shard != NONE:
         ranks += f" that share {SHARD_MODES[cfg.shard]}"
     compiled = "on" if cfg.compiles(rt.device.type) else "off"
-    return f"device: {name}, {ranks}, {costs.dtype_name(rt.dtype)}, torch.compile {compiled}"
+    return f"device: {name}, {ranks}, {dtype_name(rt.dtype)}, torch.compile {compiled}"
 
 
 def write_record(run, data):

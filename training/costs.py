@@ -79,11 +79,6 @@ def matmul_peak(device, dtype, n=None, seconds=0.3):
     return 2 * n**3 / min(times[1:])
 
 
-def dtype_name(dtype):
-    """torch.bfloat16 → "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
-
-
 @dataclass(frozen=True)
 class Memory:
     """Bytes that training needs on one device, by category."""

@@ -82,7 +82,7 @@ def memory_lines(cfg, config, dtype, world_size):
     for B in powers_of_two(windows) if cfg.B == "auto" else [cfg.B]:
         memory = costs.rank_memory(config, cfg, B, dtype, "cuda", world_size)
         lines.append(
-            f"memory: {memory.total / 1e9:.2f} GB a device in {costs.dtype_name(dtype)} with B {B} x T {cfg.T} x"
+            f"memory: {memory.total / 1e9:.2f} GB a device in {runtime.dtype_name(dtype)} with B {B} x T {cfg.T} x"
             f" {world_size} {ranks} x grad_accum_steps {windows // B} ({memory.parts()})"
         )
     return lines

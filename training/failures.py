@@ -14,7 +14,7 @@ def explain_failures(cfg, rt):
     try:
         yield
     except UserError:
-        rt.stop()
+        rt.close()
         raise
     except RuntimeError as error:
         if runtime.is_out_of_memory(error):

@@ -9,7 +9,6 @@ import torch
 
 from formats import checkpoint
 from formats.weights import load_model
-from inference import hellaswag
 from model import GPT, GPTConfig
 from system.errors import UserError
 from tokens.dataloader import TrainLoader, Windows

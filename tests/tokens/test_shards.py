@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from system.errors import UserError
-from system.files import AtomicFile
 from tokens.shards import list_shards, open_data, open_shard, shard_name, split_of, write_meta, write_shard
 
 TOKENS = np.array([50256, 1, 2, 65535, 0], dtype=np.uint16)
@@ -56,17 +55,6 @@ def test_other_arrays_are_no_shards(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(0, np.uint16))
     with pytest.raises(UserError, match="no tokens"):
         open_shard(tmp_path / "x.npy")
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    def fail():
-        with AtomicFile(tmp_path / "x.bin") as f:
-            f.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""`command` turns expected exceptions into exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from system.errors import UserError, command
+
+
+@command
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(("rank", "printed"), [("0", "error: x = 3: expected 4\n"), ("1", "")])
+def test_command_prints_a_user_error_on_rank_0_and_exits_2(monkeypatch, capsys, rank, printed):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        fail(UserError("x = 3: expected 4"))
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", printed)
+
+
+def test_command_exits_130_on_ctrl_c():
+    with pytest.raises(SystemExit) as stop:
+        fail(KeyboardInterrupt())
+    assert stop.value.code == 130
+
+
+def test_command_keeps_other_exceptions():
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+
+
+def test_command_exits_0_without_a_message_when_stdout_is_closed():
+    code = "from system.errors import command; command(lambda: [print(i, flush=True) for i in range(10**6)])()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert process.stderr.read() == b""

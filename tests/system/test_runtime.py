@@ -1,0 +1,36 @@
+"""The runtime: device, dtype, ranks."""
+
+import pytest
+import torch
+
+from system import runtime
+from system.errors import UserError
+from system.runtime import Runtime
+
+
+def test_pick_device_names_the_devices_that_are_available():
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"--device cuda: not available on this machine .* one of .*cpu"):
+            runtime.pick_device("cuda")
+    with pytest.raises(UserError, match="--device gpu: expected one of auto, cuda, mps, cpu"):
+        runtime.pick_device("gpu")
+
+
+def test_pick_dtype_takes_each_name():
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    assert names == runtime.DTYPES
+    for name, dtype in names.items():
+        assert runtime.pick_dtype(name, torch.device("cpu")) is dtype
+        assert runtime.dtype_name(dtype) == name
+    with pytest.raises(UserError, match="--dtype half: expected one of auto, float32"):
+        runtime.pick_dtype("half", torch.device("cpu"))
+
+
+def test_seed_step_depends_on_seed_step_and_rank_only():
+    def draw(seed, step, rank):
+        Runtime(torch.device("cpu"), torch.float32, rank, world_size=2).seed_step(seed, step)
+        return torch.rand(1).item()
+
+    assert draw(1, 5, 0) == draw(1, 5, 0)
+    assert len({draw(1, 5, 0), draw(2, 5, 0), draw(1, 6, 0), draw(1, 5, 1)}) == 4

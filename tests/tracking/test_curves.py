@@ -1,0 +1,138 @@
+"""Plots show the values of the log, label each run, and draw published results only where they are comparable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tracking import curves
+from tracking.curves import Panel, smooth
+from tracking.labels import spread
+from tracking.runlog import RunLog
+
+EDU = {"source": "HuggingFaceFW/fineweb-edu sample-10BT", "tokenizer": "gpt2"}
+
+
+def write_run(folder, *, steps=40, streams=("train", "val", "hella"), data=None, size=(12, 768), every=1, nan=False):
+    """Write the log of an invented run with a falling loss, and its config.json; return the folder."""
+    folder.mkdir(parents=True)
+    log = RunLog(folder)
+    for step in range(steps + 1):
+        loss = 3.0 + 8 / (1 + step)
+        if step % 10 == 0:
+            log.write(step, **{name: {"val": loss + 0.1, "hella": 0.25 + step / 1000}[name] for name in streams[1:]})
+        if step % every == 0 and step < steps:
+            bad = {"train": np.nan, "norm": np.inf} if nan and step == 5 else {}
+            log.write(step, **{"train": loss, "lr": 1e-3, "norm": 1.0} | bad, dt_ms=100.0, tok_per_sec=5120.0)
+    log.close()
+    config = {"total_batch_size": 512, "optimizer": "adamw", "max_lr": 1e-3, "data_dir": "data/mine"}
+    model = {"n_layer": size[0], "n_embd": size[1], "parameters": 10**6}
+    (folder / "config.json").write_text(json.dumps({"config": config, "data": data or {}, "model": model}))
+    return folder
+
+
+def panels(figure):
+    return {axis.get_label(): axis for half in figure.subfigs for axis in half.axes}
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def curves_of(axis):
+    """Return the y values of each line of an axis that is not a reference line."""
+    return [line.get_ydata() for line in axis.lines if len(line.get_ydata()) > 2]
+
+
+def test_draw_runs_shows_the_values_of_the_log(tmp_path):
+    axes = panels(curves.draw_runs([write_run(tmp_path / "a")]))
+    raw, _, val = curves_of(axes["train"])
+    np.testing.assert_allclose(raw, 3.0 + 8 / (1 + np.arange(40)), atol=1e-6)
+    np.testing.assert_allclose(val, 3.1 + 8 / (1 + np.arange(0, 41, 10)), atol=1e-6)
+    np.testing.assert_allclose(curves_of(axes["hella"])[0], [0.25, 0.26, 0.27, 0.28, 0.29])
+    assert "val 3.2951" in texts(axes["train"])
+    assert set(axes) == {"train", "hella", "lr", "norm", "tok_per_sec"}
+
+
+def test_draw_runs_omits_the_panel_of_an_evaluation_without_results(tmp_path):
+    assert "hella" not in panels(curves.draw_runs([write_run(tmp_path / "a", streams=("train", "val"))]))
+
+
+def test_panel_of_another_evaluation_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "EVALUATIONS", (*curves.EVALUATIONS, Panel("lr", "A", curves.draw_scores, "{:.1e}")))
+    monkeypatch.setattr(curves, "DIAGNOSTICS", (Panel("dt_ms", "time", curves.draw_stream, "{:.1f}"),))
+    axes = panels(curves.draw_runs([write_run(tmp_path / "a")]))
+    assert set(axes) == {"train", "hella", "lr", "dt_ms"}
+    assert "1.0e-03" in texts(axes["lr"])
+    assert axes["dt_ms"].get_title() == "time (median 100.0)"
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (EDU, True),
+        (EDU | {"tokenizer": "byte"}, False),
+        (EDU | {"source": "HuggingFaceFW/fineweb sample-10BT"}, False),
+        ({"source": "shakespeare", "tokenizer": "gpt2"}, False),
+    ],
+)
+def test_loss_reference_is_drawn_only_for_fineweb_edu_in_gpt2_tokens(tmp_path, data, shown):
+    axis = panels(curves.draw_runs([write_run(tmp_path / "a", data=data)]))["train"]
+    assert ("GPT-2 124M 3.2924" in texts(axis)) == shown
+    assert any(np.allclose(line.get_ydata(), 3.2924) for line in axis.lines) == shown
+
+
+def test_hellaswag_references_match_the_model_size(tmp_path):
+    labels = texts(panels(curves.draw_runs([write_run(tmp_path / "a", size=(24, 1024))]))["hella"])
+    assert {"GPT-2 350M 0.375", "GPT-3 350M 0.436", "chance 0.250"} < set(labels)
+    assert not any("124M" in label for label in labels)
+
+
+def test_several_runs_are_labelled_with_their_names_and_colours(tmp_path):
+    folders = [write_run(tmp_path / parent / "run") for parent in ("a", "b")] + [write_run(tmp_path / "c")]
+    axis = panels(curves.draw_runs(folders))["train"]
+    named = {text.get_text().split(":")[0]: text.get_color() for text in axis.texts}
+    assert set(named) == {"a/run", "b/run", "c"}
+    assert len(set(named.values())) == 3
+    assert {line.get_color() for line in axis.lines} == set(named.values())
+
+
+def test_spread_keeps_labels_apart_and_near_their_curves():
+    wanted = [*sorted(np.random.default_rng(0).random(20)), 1.0, 1.0]
+    heights = spread(wanted, 0.04)
+    assert np.diff(heights).min() >= 0.04 - 1e-9
+    assert spread([0.1, 0.5, 0.9], 0.04) == [0.1, 0.5, 0.9]
+    np.testing.assert_allclose(spread([0.5, 0.5], 0.04), [0.48, 0.52])
+    assert min(spread([0.0, 0.0, 0.0], 0.04)) == 0.0
+
+
+def test_x_axis_counts_steps_tokens_or_hours(tmp_path):
+    folder = write_run(tmp_path / "a", every=4)
+    expected = {"steps": 1.0, "tokens": 512.0, "hours": 0.1 / 3600}  # of one step; only every fourth is logged
+    for x, unit in expected.items():
+        axis = panels(curves.draw_runs([folder], x))["train"]
+        val = next(line for line in axis.lines if line.get_linestyle() == "--")
+        np.testing.assert_allclose(val.get_xdata()[:4], unit * np.arange(0, 31, 10))
+
+
+def test_smooth_is_a_centred_mean_of_the_finite_values():
+    line = np.arange(300.0)
+    np.testing.assert_allclose(smooth(line)[:295], line[:295])
+    line[50] = np.nan
+    assert np.isfinite(smooth(line)).all()
+    assert smooth(np.array([])).size == 0
+    noise = np.random.default_rng(0).normal(size=600)
+    expected = [noise[max(0, i - min(i, 10)) : i + min(i, 10) + 1].mean() for i in range(600)]
+    np.testing.assert_allclose(smooth(noise), expected, atol=1e-12)
+
+
+def test_plot_runs_accepts_nan_foreign_and_empty_logs(tmp_path):
+    broken = write_run(tmp_path / "nan", nan=True)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "log.txt").write_text("0 val 10.9\n0 hella 0.2505\n0 train 10.95\n1 train 9.5\nnot a line\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "log.txt").write_text("")
+    curves.plot_runs([broken, foreign, empty], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

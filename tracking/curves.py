@@ -1,0 +1,289 @@
+"""Draw the curves of one or several runs from their logs: losses, evaluations, learning rate, gradient norm, speed.
+
+Used by training (plot.png at each validation), `plot.py`, `sweep.py` and `notebooks/plot_log.ipynb`. The panels are
+tables: `LOSS`, `EVALUATIONS` and `DIAGNOSTICS`. Another log stream gets its panel by one line there.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from system.errors import UserError
+from system.files import AtomicFile
+from tracking import published
+from tracking.labels import Label, end_label, place_labels
+from tracking.runlog import read_config, read_log
+
+# Okabe & Ito 2008: distinguishable for colour-blind readers too (without its yellow, which is too faint on white).
+# Runs that share a colour have different markers, and each run's loss curve is labelled with its name.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv"
+GRAY = "#666666"
+X_TITLES = {"steps": "steps", "tokens": "tokens", "hours": "hours of training"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and how it is drawn."""
+
+    name: str
+    log: dict  # its streams, {name: Stream}
+    record: dict  # its config.json
+    to_x: Callable  # steps (n,) → positions on the horizontal axis (n,)
+    color: str
+    marker: str
+
+    def points(self, stream):
+        """Return (x, y) of a stream, each of shape (n,); n is 0 if the log does not have it."""
+        if stream not in self.log:
+            return np.empty(0), np.empty(0)
+        steps, values = self.log[stream]
+        return self.to_x(steps), values
+
+
+def plot_runs(log_dirs, out, x="steps"):
+    """Write a PNG of the runs in `log_dirs` to `out`; see `draw_runs`."""
+    figure = draw_runs(log_dirs, x)
+    with AtomicFile(out) as f:
+        figure.savefig(f, format="png", dpi=100)
+
+
+def draw_runs(log_dirs, x="steps"):
+    """Return a matplotlib `Figure` of the runs. `x` is "steps", "tokens" or "hours" (of training steps only).
+
+    Raises `UserError` if a folder is given twice or a log lacks what `x` needs.
+    """
+    from matplotlib.figure import Figure  # imported here because it is slow, and many runs never plot
+
+    names = short_names(log_dirs)
+    runs = [open_run(log_dir, name, i, x) for i, (log_dir, name) in enumerate(zip(log_dirs, names, strict=True))]
+    evaluations = [panel for panel in EVALUATIONS if any(panel.stream in run.log for run in runs)]
+    upper = [LOSS.stream, LOSS.stream, *[panel.stream for panel in evaluations]] if evaluations else [LOSS.stream]
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    halves = figure.subfigures(2, 1, height_ratios=(3, 2))
+    axes = halves[0].subplot_mosaic([upper])
+    axes |= halves[1].subplot_mosaic([[panel.stream for panel in DIAGNOSTICS]])
+    figure.suptitle(runs[0].name + describe(runs[0].record) if len(runs) == 1 else f"{len(runs)} runs", fontsize=12)
+    for panel in (LOSS, *evaluations, *DIAGNOSTICS):
+        axis = axes[panel.stream]
+        axis.set_xlabel(X_TITLES[x])
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(panel.title)
+        place_labels(axis, panel.draw(axis, runs, panel))
+    return figure
+
+
+def open_run(log_dir, name, number, x):
+    """Read a run and give it the colour and marker of its number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # read_log warns about each bad line; a plot shows the good ones
+        log = read_log(log_dir)
+    record = read_config(log_dir)
+    marker = MARKERS[number // len(COLORS) % len(MARKERS)]
+    return Run(name, log, record, x_axis(log_dir, log, record, x), COLORS[number % len(COLORS)], marker)
+
+
+def short_names(log_dirs):
+    """Return for each folder the shortest end of its path that no other folder has."""
+    paths = [Path(log_dir).resolve().parts for log_dir in log_dirs]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"the same LOG_DIR is given twice: {' '.join(map(str, log_dirs))}; give each folder once")
+    names = []
+    for path in paths:
+        length = next(n for n in range(1, len(path) + 1) if sum(path[-n:] == other[-n:] for other in paths) == 1)
+        names.append("/".join(path[-length:]))
+    return names
+
+
+def describe(record):
+    """Return a run's main settings as text for the title, or "" if they are unknown."""
+    config, model = record.get("config", {}), record.get("model", {})
+    parts = []
+    if model:
+        parts.append(f"{model['parameters'] / 1e6:,.1f}M parameters, {model['n_layer']} layers of {model['n_embd']}")
+    if config:
+        parts.append(f"{config['total_batch_size']:,} tokens a step, {config['optimizer']} at {config['max_lr']:g}")
+    return "".join(" · " + part for part in parts)
+
+
+def x_axis(log_dir, log, record, x):
+    """Return a function from steps (n,) to positions on the horizontal axis (n,)."""
+    if x == "steps":
+        return lambda steps: steps
+    if x == "tokens":
+        if "config" not in record:
+            raise UserError(f"{log_dir} holds no config.json with the number of tokens per step: use --x steps")
+        return lambda steps: steps * record["config"]["total_batch_size"]
+    if "dt_ms" not in log:
+        raise UserError(f"{log_dir}/log.txt has no stream dt_ms with the time per step: use --x steps")
+    steps, dt_ms = log["dt_ms"]
+    duration_ms = dt_ms * np.diff(steps, prepend=-1)  # steps that were not logged took as long as the next logged one
+    done, hours = np.append(0, steps + 1), np.append(0, np.cumsum(duration_ms) / 3.6e6)
+    return lambda steps: np.interp(steps, done, hours)
+
+
+def smooth(values):
+    """Return the mean of the finite values in a window around each value: (n,) → (n,).
+
+    The window spans about a thirtieth of all values. It is shorter at the start, where the loss falls fast, and stays
+    symmetric there; at the end it extends backwards only.
+    """
+    n, finite = len(values), np.isfinite(values)
+    sums = np.cumsum(np.append(0, np.where(finite, values, 0.0)))
+    counts = np.cumsum(np.append(0, finite))
+    i = np.arange(n)
+    radius = np.minimum(n // 60, i)
+    stop = np.minimum(i + radius, n - 1) + 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums[stop] - sums[i - radius]) / (counts[stop] - counts[i - radius])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of the figure. `draw(axis, runs, panel)` draws the curves and returns the labels at their ends."""
+
+    stream: str  # the stream of the log that it shows
+    title: str
+    draw: Callable
+    number: str  # format of its values, e.g. "{:.4f}"
+    references: Callable | None = None  # runs → {name: value}, drawn as horizontal lines
+
+
+def draw_losses(axis, runs, panel):
+    """Draw the training loss, raw and smoothed, and the validation loss."""
+    labels, lowest, highest = [], [], []
+    for run in runs:
+        x, smoothed = draw_raw_and_smoothed(axis, run, "train")
+        val_x, val = run.points("val")
+        axis.plot(val_x, val, color=run.color, marker=run.marker, markersize=5, linestyle="--", linewidth=1.2)
+        name = "" if len(runs) == 1 else run.name + ": "
+        run_labels = end_label(val_x, val, name + "val " + panel.number, run.color)
+        if len(runs) == 1 or not run_labels:  # several runs get one label each
+            run_labels += end_label(x, smoothed, name + "train {:.3f}", run.color)
+        labels += run_labels
+        curve = smoothed if np.isfinite(smoothed).any() else val
+        curve = curve[np.isfinite(curve)]
+        if len(curve):
+            lowest.append(np.nanmin(np.concatenate([curve, val])))
+            highest.append(np.quantile(curve, 0.9))
+    references = panel.references(runs)
+    if lowest:  # the top is set without the first steps, whose fall would flatten the rest of the curve
+        low, high = min([*lowest, *references.values()]), max([*highest, *references.values()])
+        axis.set_ylim(low - 0.06 * (high - low) - 0.01, high + 0.25 * (high - low) + 0.01)
+    return labels + draw_references(axis, references, "{} {:.4f}")
+
+
+def draw_scores(axis, runs, panel):
+    """Draw the results of an evaluation, one point each, and the reference values."""
+    labels = []
+    for run in runs:
+        x, scores = run.points(panel.stream)
+        axis.plot(x, scores, color=run.color, marker=run.marker, markersize=5, linewidth=1.6)
+        labels += end_label(x, scores, panel.number, run.color)
+    if panel.references is not None:
+        labels += draw_references(axis, panel.references(runs), "{} {:.3f}")
+    return labels
+
+
+def draw_lr(axis, runs, panel):
+    """Draw the learning rate."""
+    for run in runs:
+        x, lr = run.points(panel.stream)
+        axis.plot(x, lr, color=run.color, linewidth=1.6)
+    axis.set_ylim(bottom=0)
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return single_run_label(runs, panel)
+
+
+def draw_norm(axis, runs, panel):
+    """Draw the gradient norm, raw and smoothed. The axis is cut above most values, so outliers leave the panel."""
+    tops = []
+    for run in runs:
+        draw_raw_and_smoothed(axis, run, panel.stream)
+        _, norm = run.points(panel.stream)
+        norm = norm[np.isfinite(norm)]
+        if len(norm):
+            tops.append(1.3 * np.quantile(norm, 0.98))
+    top = max(tops, default=0)
+    axis.set_ylim(0, top if top > 0 else None)
+    return single_run_label(runs, panel)
+
+
+def draw_stream(axis, runs, panel):
+    """Draw a stream of positive values, raw and smoothed; the title of a single run's panel gives the median."""
+    for run in runs:
+        draw_raw_and_smoothed(axis, run, panel.stream)
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _: panel.number.format(value))
+    if len(runs) == 1 and panel.stream in runs[0].log:
+        median = np.nanmedian(runs[0].log[panel.stream].values)
+        axis.set_title(f"{panel.title} (median {panel.number.format(median)})")
+    return single_run_label(runs, panel)
+
+
+def draw_raw_and_smoothed(axis, run, stream):
+    """Draw a stream as a faint line and its mean over a moving window as a solid one; return (x, mean)."""
+    x, values = run.points(stream)
+    smoothed = smooth(values)
+    axis.plot(x, values, color=run.color, alpha=0.25, linewidth=0.8)
+    axis.plot(x, smoothed, color=run.color, linewidth=1.6)
+    return x, smoothed
+
+
+def single_run_label(runs, panel):
+    """Return the label of a single run's last value; several runs are named in the loss panel only."""
+    if len(runs) > 1:
+        return []
+    x, values = runs[0].points(panel.stream)
+    return end_label(x, smooth(values), panel.number, runs[0].color)
+
+
+def draw_references(axis, references, text):
+    """Draw {name: value} as horizontal lines and return their labels."""
+    for value in references.values():
+        axis.axhline(value, color=GRAY, linestyle=":", linewidth=1.2)
+    return [Label(None, value, text.format(name, value), GRAY) for name, value in references.items()]
+
+
+def loss_references(runs):
+    """Return published losses if a run trains on FineWeb-Edu with GPT-2's tokenizer; others are not comparable."""
+    return results_for_size(runs, published.FINEWEB_EDU_LOSS) if any(map(is_fineweb_edu, runs)) else {}
+
+
+def hellaswag_references(runs):
+    return {"chance": published.HELLASWAG_CHANCE} | results_for_size(runs, published.HELLASWAG)
+
+
+def results_for_size(runs, table):
+    """Return the results {name: value} of a table of `published` for the runs' model sizes, else for its smallest."""
+    models = [run.record.get("model", {}) for run in runs]
+    sizes = {(model.get("n_layer"), model.get("n_embd")) for model in models} & table.keys()
+    return {name: value for size in sorted(sizes) or [min(table)] for name, value in table[size].items()}
+
+
+def is_fineweb_edu(run):
+    """Whether a run's data is FineWeb-Edu in tokens of GPT-2."""
+    data, folder = run.record.get("data", {}), run.record.get("config", {}).get("data_dir", "")
+    named = "fineweb-edu" in (data.get("source") or "") or Path(folder).name.startswith("edu_fineweb")
+    return named and data.get("tokenizer", "gpt2") == "gpt2"
+
+
+LOSS = Panel(
+    "train",
+    "loss, nats per token (solid: training, smoothed; dashed: validation)",
+    draw_losses,
+    "{:.4f}",
+    loss_references,
+)
+# Upper row, beside the loss: each panel is drawn if a run has its stream.
+EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", hellaswag_references),)
+# Lower row.
+DIAGNOSTICS = (
+    Panel("lr", "learning rate", draw_lr, "{:.1e}"),
+    Panel("norm", "gradient norm before clipping", draw_norm, "{:.2f}"),
+    Panel("tok_per_sec", "throughput, tokens/s", draw_stream, "{:,.0f}"),
+)
