@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 
 from configurator import configure
-from formats.weights import load_model
+from formats.read import read
 from inference.eval_model import reading
+from model import GPT
 from ops.cross_entropy import IGNORE
 from system import runtime
 from system.download import download
@@ -328,14 +329,15 @@ def main(argv=None):
     config = configure(Config, argv)
     run = runtime.start(config.device, config.dtype)
     try:
-        loaded = load_model(config.model)
-        if loaded.tokenizer is None:
-            raise UserError(f"{loaded.source}: its tokenizer is unknown, so HellaSwag can't be encoded for it")
-        gpt = loaded.model.to(run.device)
+        model_file = read(config.model)
+        if model_file.tokenizer is None:
+            raise UserError(f"{model_file.source}: its tokenizer is unknown, so HellaSwag can't be encoded for it")
+        gpt = GPT.from_file(model_file).to(run.device)
         block_size = gpt.config.block_size
         options = {"data": config.data, "limit": config.limit, "batch_tokens": config.batch_tokens}
-        task = prepare(run, get_tokenizer(loaded.tokenizer), block_size, **options)
-        run.print(f"{loaded.source} on {run.device} in {str(run.dtype).split('.')[1]}, {len(task.examples)} examples")
+        task = prepare(run, get_tokenizer(model_file.tokenizer), block_size, **options)
+        dtype = str(run.dtype).split(".")[1]
+        run.print(f"{model_file.source} on {run.device} in {dtype}, {len(task.examples)} examples")
         if task.note:
             run.print(task.note)
         scores = score(gpt, task, run, progress=run.master)

@@ -20,9 +20,10 @@ import torch
 
 from configurator import configure
 from formats import checkpoint
-from formats.weights import load_model
+from formats.read import read
 from inference.eval_model import reading
 from inference.generate import check_sampling, generate
+from model import GPT
 from system import runtime
 from system.errors import UserError, command
 from tokens.tokenizer import get_tokenizer
@@ -216,12 +217,12 @@ def main(argv=None):
     config = configure(Config, argv)
     prompt = read_prompt(config)
     run = runtime.start(config.device, config.dtype, config.seed)
-    loaded = load_model(config.model or newest_checkpoint())
-    if loaded.tokenizer is None:
-        raise UserError(f"{loaded.source}: its tokenizer is unknown, so its ids can't be turned into text")
-    tokenizer = get_tokenizer(loaded.tokenizer)
-    model = loaded.model.to(run.device)
-    print(f"{loaded.source} on {run.device}, {config.style}: {config.sampling()}", file=sys.stderr, flush=True)
+    model_file = read(config.model or newest_checkpoint())
+    if model_file.tokenizer is None:
+        raise UserError(f"{model_file.source}: its tokenizer is unknown, so its ids can't be turned into text")
+    tokenizer = get_tokenizer(model_file.tokenizer)
+    model = GPT.from_file(model_file).to(run.device)
+    print(f"{model_file.source} on {run.device}, {config.style}: {config.sampling()}", file=sys.stderr, flush=True)
     num_samples = config.num_samples or (1 if config.interactive else 4)
 
     def write(prompt, turn=0):

@@ -11,7 +11,7 @@ import torch
 
 import hellaswag
 from formats import checkpoint
-from formats.weights import load_model
+from formats.read import read
 from model import GPT, GPTConfig
 from system.errors import UserError
 from system.files import AtomicFile
@@ -108,12 +108,12 @@ def build_model(cfg, rt, tokens, state=None):
         shape = (cfg.block_size, vocab_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout)
         model = GPT(GPTConfig(*shape))
     else:
-        loaded = load_model(cfg.init_from, cfg.dropout)
-        if loaded.tokenizer not in (None, tokens.tokenizer):
+        model_file = read(cfg.init_from)
+        if model_file.tokenizer not in (None, tokens.tokenizer):
             raise UserError(
-                f"init_from = {cfg.init_from} speaks {loaded.tokenizer}, but the data is {tokens.tokenizer}"
+                f"init_from = {cfg.init_from} speaks {model_file.tokenizer}, but the data is {tokens.tokenizer}"
             )
-        model = loaded.model.train()
+        model = GPT.from_file(model_file, cfg.dropout).train()
     if tokens.max_id >= model.config.vocab_size:
         raise UserError(
             f"the data holds token id {tokens.max_id}, but the {tokens.tokenizer} vocabulary ends at"

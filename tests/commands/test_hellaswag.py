@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 import hellaswag
 from formats import checkpoint
-from formats.weights import load_model
 from hellaswag import Example, Scores, encode, evaluate, interval, prepare, read_records, score
 from model import GPT, GPTConfig
 from system import download as download_module
@@ -92,7 +91,7 @@ def hugging_face(folder):
         for p in hf.parameters():
             p.mul_(4)
     hf.save_pretrained(folder)
-    return hf, load_model(str(folder)).model
+    return hf, GPT.from_pretrained(str(folder))
 
 
 def test_real_examples_score_as_with_hugging_faces_logits(tmp_path):

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from formats.weights import load_model
 from inference.cuda_graph import StaticKVCache
 from inference.eval_model import packed, reading
 from inference.generate import generate, next_ids, uniforms, window
@@ -56,7 +55,7 @@ def test_greedy_tokens_are_those_of_hugging_face(tmp_path):
         for p in hf.parameters():
             p.mul_(5)
     hf.save_pretrained(tmp_path)
-    gpt = load_model(str(tmp_path)).model
+    gpt = GPT.from_pretrained(str(tmp_path))
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     theirs = hf.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3), **settings)[0, 3:].tolist()
     assert generate(gpt, [[5, 6, 7]], 12, temperature=0) == [theirs]
