@@ -78,7 +78,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(qkv, self.n_head, self.dropout if self.training else 0.0)  # (B, T, C)
         else:
             q, k, v = split_heads(qkv, self.n_head)  # (B, nh, T, hs) each
-            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None: causal
+            k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; None is causal
             y = merge_heads(cached_attention(q.to(k.dtype), k, v, visible))
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 

@@ -1,5 +1,6 @@
 """A dry run tells what a run would take and touches nothing; `--B auto` finds the largest B that fits."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -67,6 +68,13 @@ def test_what_ranks_share_is_divided_by_their_number():
 def test_pretrained_sizes_are_planned_without_a_download(name):
     expected = {"gpt2-medium": "354,823,168", "gpt2-xl": "1,557,611,200"}
     assert f"model: {expected[name]} parameters" in plan_text(f"--init_from={name}")
+
+
+def test_plan_reads_the_shape_of_a_model_file_and_no_tensors(tmp_path):
+    """The folder has no tensors at all."""
+    config = {"n_positions": 2048, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert f"model: {124_439_808 + 1024 * 768:,} parameters" in plan_text(f"--init_from={tmp_path}")
 
 
 def test_a_dry_run_leaves_no_trace(tmp_path):
