@@ -11,9 +11,10 @@ import os
 from typing import Literal
 
 from configurator import configure
-from formats.weights import load_model
+from formats.read import read
 from inference.hellaswag import prepare
 from inference.multiple_choice import score
+from model import GPT
 from system import runtime
 from system.errors import UserError, command
 from system.files import AtomicFile
@@ -62,13 +63,13 @@ def main(argv=None):
 
 
 def run(settings, rt):
-    loaded = load_model(settings.model)
-    if loaded.tokenizer is None:
-        raise UserError(f"{loaded.source}: its tokenizer is unknown, so HellaSwag cannot be encoded for it")
-    model, tokenizer = loaded.model.to(rt.device), get_tokenizer(loaded.tokenizer)
+    model_file = read(settings.model)
+    if model_file.tokenizer is None:
+        raise UserError(f"{model_file.source}: its tokenizer is unknown, so HellaSwag cannot be encoded for it")
+    model, tokenizer = GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer)
     options = {"data": settings.data, "limit": settings.limit, "batch_tokens": settings.batch_tokens}
     task = prepare(rt, tokenizer, model.config.block_size, **options)
-    rt.print(f"{loaded.source} on {rt.device} in {str(rt.dtype).split('.')[1]}, {len(task.examples)} examples")
+    rt.print(f"{model_file.source} on {rt.device} in {runtime.dtype_name(rt.dtype)}, {len(task.examples)} examples")
     if task.note:
         rt.print(task.note)
     scores = score(model, task, rt, progress=rt.master)

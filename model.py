@@ -1,6 +1,6 @@
-"""GPT-2: the model, its loss, its initialisation and its key-value cache. Read it top to bottom.
+"""GPT-2: the model, its loss, its initialisation and its key-value cache. Read it from top to bottom.
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; parameter names are those of GPT-2 on
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Parameter names are those of GPT-2 on
 Hugging Face. Shapes in comments: B rows, T positions, C = n_embd, nh heads of size hs = C / nh, V ids, S cached keys.
 """
 
@@ -13,17 +13,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from formats.model_file import SHAPE_FIELDS, WTE
+from formats.read import read
 from ops.attention import cached_attention, causal_attention, merge_heads, split_heads
 from ops.cross_entropy import IGNORE, head_loss
 from ops.linear import linear
 from system.errors import UserError
 
-VOCAB_MULTIPLE = 128  # matrix units like such widths: 50257 ids are computed as 50304
+VOCAB_MULTIPLE = 128  # matrix units are fastest at such widths: 50257 ids are padded to 50304
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    block_size: int = 1024  # longest context, in tokens
+    block_size: int = 1024  # longest context in tokens
     vocab_size: int = 50257
     n_layer: int = 12
     n_head: int = 12
@@ -31,7 +33,7 @@ class GPTConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+        for name in SHAPE_FIELDS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: expected at least 1")
         if self.n_embd % self.n_head:
@@ -39,9 +41,22 @@ class GPTConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout = {self.dropout}: expected 0 ≤ dropout < 1")
 
+    @classmethod
+    def from_file(cls, model_file, dropout=0.0):
+        """The config of a `ModelFile`. Raises a `UserError` that names the file if its shape is impossible."""
+        try:
+            return cls(**model_file.shape, dropout=dropout)
+        except UserError as error:
+            raise UserError(f"{model_file.source}: {error}") from error
+
+    @property
+    def shape(self):
+        """The five integers of a `ModelFile`'s shape."""
+        return {name: getattr(self, name) for name in SHAPE_FIELDS}
+
     @property
     def padded_vocab_size(self):
-        """Rows of the embedding; those from `vocab_size` on are padding that nobody outside ever sees."""
+        """Rows of the embedding. Those from `vocab_size` on are padding: no other module sees them."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
@@ -99,7 +114,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False  # recompute each block in the backward pass: less memory, same losses
+        self.activation_checkpointing = False  # recompute blocks in the backward pass: less memory, same loss
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
@@ -109,19 +124,21 @@ class GPT(nn.Module):
             }
         )
         self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied: one tensor embeds ids and scores them
+        self.lm_head.weight = self.transformer.wte.weight  # tied: one tensor embeds ids and computes logits
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
-        """GPT-2's initialisation: N(0, 0.02), biases 0, and each of the 2·n_layer projections into the residual stream
-        scaled by (2·n_layer)^-0.5, so that the stream's variance doesn't grow with depth (GPT-2 paper, section 2.3).
+        """Initialise as GPT-2 does (section 2.3 of the paper): weights from N(0, 0.02), biases 0, LayerNorm weights 1.
+
+        The 2·n_layer projections into the residual stream are scaled by (2·n_layer)^-0.5, so that the stream's variance
+        does not grow with depth. OpenAI draws `wpe` from N(0, 0.01); this uses 0.02, as build-nanogpt does.
         """
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer))
-            elif name == "transformer.wte.weight":
-                p[: self.config.vocab_size].normal_(0.0, 0.02)  # the same draws for any padding
+            elif name == WTE:
+                p[: self.config.vocab_size].normal_(0.0, 0.02)  # the same random numbers for any padding
                 p[self.config.vocab_size :].zero_()
             elif p.dim() >= 2:
                 p.normal_(0.0, 0.02)
@@ -129,11 +146,36 @@ class GPT(nn.Module):
                 p.zero_()  # LayerNorm weights stay 1
 
     @classmethod
-    def from_pretrained(cls, name, **overrides):
-        """A GPT with the weights of `name`: gpt2 … gpt2-xl, a folder or a file; see `weights.load_model`."""
-        from formats.weights import load_model  # the one import that looks up: people expect this method on the model
+    def from_pretrained(cls, name, dropout=0.0):
+        """Build the GPT `name`: gpt2 … gpt2-xl, a folder or a file in any format of `formats.read`; see `from_file`."""
+        return cls.from_file(read(name), dropout)
 
-        return load_model(name, **overrides).model
+    @classmethod
+    def from_file(cls, model_file, dropout=0.0):
+        """Build a GPT from a `ModelFile`: on the CPU, in float32, in eval mode. Draws no random numbers.
+
+        Raises `UserError` if the file is damaged or its tensors are not those of a GPT-2.
+        """
+        config = GPTConfig.from_file(model_file, dropout)
+        tensors = model_file.tensors()
+        with torch.device("meta"):
+            model = cls(config)  # allocates no memory and draws no random numbers
+        model.to_empty(device="cpu")
+        model.lm_head.weight = model.transformer.wte.weight  # to_empty separates the tied parameters
+        with torch.no_grad():
+            model.transformer.wte.weight[config.vocab_size :] = 0
+            for name, parameter in model.to_tensors().items():
+                parameter.copy_(tensors[name])
+        return model.eval()
+
+    def to_tensors(self):
+        """The parameters as the writers in `formats` take them: {name: tensor}, the embedding without padding.
+
+        The tensors are views: changing them changes the model.
+        """
+        tensors = {name: p.detach() for name, p in self.named_parameters()}
+        tensors[WTE] = tensors[WTE][: self.config.vocab_size]
+        return tensors
 
     def hidden(self, idx, cache=None):
         """Ids (B, T) → final hidden states (B, T, C). With a `Cache`, idx continues the tokens that it holds."""
@@ -152,17 +194,18 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def logits(self, x):
-        """Hidden states (…, C) → logits (…, vocab_size): the padded ids end here."""
+        """Hidden states (…, C) → logits (…, vocab_size), without those of the padding."""
         return self.lm_head(x)[..., : self.config.vocab_size]
 
     def forward(self, idx, targets=None, reduction="mean"):
-        """Ids (B, T) → logits (B, T, vocab_size); with targets (B, T) → the cross-entropy in nats instead.
+        """Ids (B, T) → logits (B, T, vocab_size); with targets (B, T) → only the cross-entropy in nats.
 
-        The loss is the mean over targets that aren't -1, or with `reduction="none"` one value a position (B, T), 0
-        where the target is -1. Logits are not returned beside it, so that the largest tensor doesn't outlive its use.
+        A target of -1 is ignored. The loss is the mean over the other targets, or with `reduction="none"` a value for
+        each position (B, T), 0 where the target is ignored. The logits are not returned with the loss: they are the
+        largest tensor and can be freed early.
         """
         if idx.size(1) > self.config.block_size:
-            raise UserError(f"{idx.size(1)} tokens are more than the model's block_size of {self.config.block_size}")
+            raise UserError(f"{idx.size(1)} tokens: expected at most the model's block_size, {self.config.block_size}")
         x = self.hidden(idx)
         if targets is None:
             return self.logits(x)
@@ -172,7 +215,7 @@ class GPT(nn.Module):
         return losses.sum() / (targets != IGNORE).sum()
 
     def optimizer_groups(self, weight_decay):
-        """Parameters for an optimizer: matrices and embeddings decay, biases and LayerNorm weights don't."""
+        """Parameter groups for an optimizer: matrices and embeddings decay, biases and LayerNorm weights do not."""
         params = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},

@@ -16,11 +16,12 @@ import torch
 
 from configurator import configure
 from formats.checkpoint import newest_checkpoint
-from formats.weights import load_model
+from formats.read import read
 from inference.eval_model import for_inference
 from inference.generate import GenerationConfig, generate
 from inference.sampling import STYLES
 from inference.text_samples import DEFAULT_PROMPTS, TextDecoder, encode_prompt
+from model import GPT
 from system import runtime
 from system.errors import UserError, command
 from tokens.tokenizer import get_tokenizer
@@ -82,13 +83,13 @@ def main(argv=None):
     settings = configure(Settings, argv)
     prompt = read_prompt(settings)
     rt = runtime.start(settings.device, settings.dtype, settings.seed)
-    loaded = load_model(newest_checkpoint() if settings.model is None else settings.model)
-    if loaded.tokenizer is None:
-        raise UserError(f"{loaded.source}: its tokenizer is unknown, so its ids cannot be decoded to text")
-    tokenizer = get_tokenizer(loaded.tokenizer)
+    model_file = read(newest_checkpoint() if settings.model is None else settings.model)
+    if model_file.tokenizer is None:
+        raise UserError(f"{model_file.source}: its tokenizer is unknown, so its ids cannot be decoded to text")
+    tokenizer = get_tokenizer(model_file.tokenizer)
     sampling = dataclasses.asdict(settings.sampling())
-    print(f"{loaded.source} on {rt.device}, {settings.style}: {sampling}", file=sys.stderr, flush=True)
-    with for_inference(loaded.model.to(rt.device), rt) as gpt:
+    print(f"{model_file.source} on {rt.device}, {settings.style}: {sampling}", file=sys.stderr, flush=True)
+    with for_inference(GPT.from_file(model_file).to(rt.device), rt) as gpt:
         if settings.interactive:
             interact(gpt, tokenizer, settings)
         else:

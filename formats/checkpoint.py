@@ -1,8 +1,8 @@
-"""A run's whole state on disk, never half there, and never trusted without its checksum.
+"""The checkpoints of this repository: the whole state of a run in one file, written atomically, with a checksum.
 
 A checkpoint is a `torch.save` file of tensors and plain Python values, so `torch.load(path, weights_only=True)` reads
-all of it, here and anywhere. Its SHA-256 stands in the comment at the end of the zip archive that such a file is:
-`torch.load` alone doesn't notice a flipped byte, and a second file beside it could be lost or belong to another.
+all of it. Its SHA-256 is the comment at the end of the zip archive that such a file is: `torch.load` does not notice a
+flipped byte, and a checksum in a second file could be lost or belong to another checkpoint.
 """
 
 import contextlib
@@ -10,10 +10,13 @@ import hashlib
 import os
 import re
 import struct
+import zipfile
 from pathlib import Path
 
 import torch
 
+from formats.model_file import ModelFile, checked_shape, without_padding
+from formats.torch_file import safe_load
 from system.errors import UserError
 from system.files import AtomicFile
 
@@ -22,23 +25,56 @@ NAME = re.compile(r"model_(\d+)\.pt")
 DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
 
 
-def save(path, state):
-    """Write `state` (a dict of tensors and plain values) so that `path` only ever holds a whole checkpoint.
+def matches(path, start):
+    """Whether `path` is a folder with checkpoints, or a zip archive that ends with a checksum."""
+    if os.path.isdir(path):
+        return bool(list_checkpoints(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return len(archive.comment) == DIGEST_LENGTH
+    except zipfile.BadZipFile:
+        return False
 
-    Raises `OSError` where it can't be written: a full disk, say. What stood at `path` is then still there.
+
+def read(path):
+    """The `ModelFile` of a checkpoint, or of the newest one in a folder.
+
+    The checksum of the whole file is verified when the tensors are read; knowing the shape takes no such time.
+    """
+    checkpoints = list_checkpoints(path)
+    if checkpoints:
+        path = str(checkpoints[max(checkpoints)])
+    try:
+        state = check_format(safe_load(path, mmap=True), path)
+        shape = checked_shape(state["model_config"], path)
+    except Exception:  # not verified yet, so a damaged file can fail in any way; the checksum gives the reason
+        verify(path)
+        raise
+
+    def load_tensors():
+        tensors = load(path, mmap=True)["model"]  # the optimizer's state, two thirds of the file, is not read
+        return without_padding(tensors, shape["vocab_size"])
+
+    return ModelFile(shape, state["tokenizer"], f"{path} (step {state['step']})", load_tensors)
+
+
+def save(path, state):
+    """Write `state`, a dict of tensors and plain values, atomically: `path` never holds an incomplete checkpoint.
+
+    Raises `OSError` if it cannot be written, on a full disk for example; a previous file at `path` is then unchanged.
     """
     with AtomicFile(path) as f, disk_errors():
         torch.save({"format_version": FORMAT_VERSION} | state, f)
         f.flush()
         f.seek(0)
         digest = hashlib.file_digest(f, "sha256").hexdigest()
-        f.seek(-2, os.SEEK_END)  # the archive ends with the length of its comment, so far 0
+        f.seek(-2, os.SEEK_END)  # the last field of the archive is the length of its comment, which is 0 so far
         f.write(struct.pack("<H", DIGEST_LENGTH) + digest.encode())
 
 
 @contextlib.contextmanager
 def disk_errors():
-    """torch's zip writer turns an `OSError` of the file beneath it into a `RuntimeError`; turn it back."""
+    """Raise the `OSError` of the file again: torch's zip writer turns it into a `RuntimeError`."""
     try:
         yield
     except RuntimeError as error:
@@ -49,16 +85,16 @@ def disk_errors():
 
 
 def load(path, mmap=False):
-    """The state in `path`, on the CPU, after its checksum. Raises `UserError` if it is absent, damaged or foreign.
+    """Verify the checksum of `path` and load its state onto the CPU. With `mmap`, tensors are read when they are used.
 
-    Never unpickles anything that could run code. With `mmap`, a tensor is read when it is looked at.
+    Never executes code. Raises `UserError` if the file is missing, damaged or not a checkpoint of this repository.
     """
     verify(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a pickle that asks for more than tensors and plain values
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} was refused: it holds more than tensors and plain values ({reason})") from error
+    return check_format(safe_load(path, mmap), path)
+
+
+def check_format(state, path):
+    """Return `state`. Raises `UserError` unless it is of the format version that this code reads."""
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format_version {version}, this code reads {FORMAT_VERSION}")
@@ -66,7 +102,7 @@ def load(path, mmap=False):
 
 
 def verify(path):
-    """Raise `UserError` unless `path` is a checkpoint whose bytes are those that were written."""
+    """Raise `UserError` unless `path` ends with the checksum of its content."""
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as f:
@@ -81,7 +117,7 @@ def verify(path):
 
 
 def digest_without_comment(f, size):
-    """SHA-256 of the archive as it was before its comment: `size` bytes, of which the last two were 0."""
+    """SHA-256 of the archive before `save` added the comment: `size` bytes, of which the last two were 0."""
     digest, left = hashlib.sha256(), max(0, size - 2)
     while left:
         chunk = f.read(min(left, 1 << 20))
@@ -95,17 +131,20 @@ def digest_without_comment(f, size):
 
 
 def prune(log_dir, keep_last, best_step):
-    """Delete all but the newest `keep_last` checkpoints (0: none is deleted) and the best."""
+    """Delete all checkpoints but the newest `keep_last` and the best. With `keep_last` 0, delete none."""
+    if keep_last == 0:
+        return
     found = list_checkpoints(log_dir)
-    for step in list(found)[: -keep_last or len(found)] if keep_last else ():
+    for step in list(found)[:-keep_last]:
         if step != best_step:
             found[step].unlink(missing_ok=True)
 
 
-def newest_good(log_dir, tell):
-    """The newest checkpoint of a run that is whole, or None where there is none; `tell` is told of each that isn't.
+def newest_good(log_dir, warn):
+    """The path of a run's newest undamaged checkpoint, or None if it has no checkpoints.
 
-    Raises `UserError` where there are some, but none is whole: starting anew must not be decided by damage.
+    `warn` receives the reason for each damaged file. Raises `UserError` if all are damaged: whether to train from the
+    beginning is the user's decision.
     """
     found = list_checkpoints(log_dir)
     for path in reversed(found.values()):
@@ -113,9 +152,9 @@ def newest_good(log_dir, tell):
             verify(path)
             return path
         except UserError as error:
-            tell(str(error))
+            warn(str(error))
     if found:
-        raise UserError(f"no checkpoint in {log_dir} is whole: move them away, or start anew with --overwrite")
+        raise UserError(f"every checkpoint in {log_dir} is damaged: move them away, or start over with --overwrite")
     return None
 
 
@@ -124,7 +163,7 @@ def path_of(log_dir, step):
 
 
 def list_checkpoints(log_dir):
-    """The checkpoints of a run, {step: path}, oldest first."""
+    """The checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder."""
     if not os.path.isdir(log_dir):
         return {}
     found = ((NAME.fullmatch(path.name), path) for path in Path(log_dir).iterdir())

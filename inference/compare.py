@@ -1,25 +1,26 @@
-"""Where do two models part? Compared tensor by tensor, then stage by stage on the same ids, in the order of the forward
-pass, so that the first stage named is the one with the fault: what comes after it can only inherit.
+"""Find where two models differ: tensor by tensor, then stage by stage in the order of the forward pass on the same ids.
 
-Anything with GPT-2's module names can be compared (`transformer.h[i].attn`, …): ours, `transformers`' own, or a port.
+The first stage that differs has the fault, because later stages inherit its error. Any model with GPT-2's module names
+(`transformer.h[i].attn`, …) can be compared: ours, the one in `transformers`, or a port.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from formats import weights
-from formats.llmc import debug_state
+from formats import hugging_face
+from formats.llmc import DebugState
+from formats.model_file import HEAD, WTE
 from model import GPT
 from system.errors import UserError
 
-LISTED = 10  # differing tensors that are shown
+MAX_LISTED = 10  # differing tensors in a report
 
 
-def run_by_transformers(name):
-    """The model in a folder (or called `name`) as `transformers` itself computes it, to compare ours with."""
-    folder = weights.download(name) if name in weights.PRETRAINED else name
-    with weights.quiet_transformers() as transformers:
+def load_in_transformers(name):
+    """The GPT-2 in a folder, or of a name in `PRETRAINED`, as the `transformers` library builds it. In eval mode."""
+    folder = hugging_face.download(name) if name in hugging_face.PRETRAINED else name
+    with hugging_face.quiet_transformers() as transformers:
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager"
@@ -33,21 +34,22 @@ def run_by_transformers(name):
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two tensors of the same shape are apart."""
+    """The largest difference between two tensors of the same shape."""
 
     name: str
     largest: float  # max |a - b|
     scale: float  # the largest absolute value in either
-    index: tuple[int, ...]  # where they are farthest apart
+    index: tuple[int, ...]  # of the largest difference
 
-    def parts(self, tolerance):
-        return not self.largest <= tolerance * self.scale  # so put, NaN parts too
+    def exceeds(self, tolerance):
+        return not self.largest <= tolerance * self.scale  # negated so that NaN counts as a difference
 
     def __str__(self):
         return f"{self.name:36}  max |Δ| {self.largest:.2e}  largest value {self.scale:.2e}"
 
 
 def gap(name, a, b):
+    """The `Gap` between two tensors. Raises `UserError` if their shapes differ."""
     if a.shape != b.shape:
         raise UserError(f"{name} has shape {tuple(a.shape)} in one model and {tuple(b.shape)} in the other")
     delta = (a - b).abs()
@@ -57,36 +59,36 @@ def gap(name, a, b):
 
 
 def compare_tensors(a, b):
-    """A `Gap` for each weight of two models, in the order of the forward pass."""
-    a, b = named_weights(a), named_weights(b)
-    alone = sorted(a.keys() ^ b.keys())
-    if alone:
-        raise UserError(f"{alone[0]} is in one model only: they have different shapes")
+    """A `Gap` for each parameter of two models, in the order of the forward pass."""
+    a, b = gpt2_tensors(a), gpt2_tensors(b)
+    unmatched = sorted(a.keys() ^ b.keys())
+    if unmatched:
+        raise UserError(f"{unmatched[0]} is in one model only: the models have different shapes")
     return [gap(name, a[name], b[name]) for name in a]
 
 
-def named_weights(model):
-    """Weights under our names, in our orientation, the vocabulary without padding."""
+def gpt2_tensors(model):
+    """A model's parameters as in a `ModelFile`: GPT-2's names, nn.Linear's orientation, no padding, no tied head."""
     if isinstance(model, GPT):
-        return weights.tensors_of(model)
-    tensors = weights.from_hugging_face(model.state_dict())
-    tensors.pop("lm_head.weight", None)
+        return model.to_tensors()
+    tensors = hugging_face.to_gpt2(model.state_dict())
+    tensors.pop(HEAD, None)
     return tensors
 
 
 def compare_stages(a, b, idx):
     """A `Gap` for each stage of the forward pass of two models on idx (B, T)."""
-    a, b = stages(a, idx), stages(b, idx)
+    a, b = stage_outputs(a, idx), stage_outputs(b, idx)
     return [gap(name, a[name], b[name]) for name in a]
 
 
 @torch.no_grad()
-def stages(model, idx):
-    """What each stage puts out for idx (B, T): {name: (B, T, C)}, and logits (B, T, vocab_size)."""
+def stage_outputs(model, idx):
+    """The output of each stage for idx (B, T): {name: (B, T, C)}, and "logits": (B, T, vocab_size)."""
     found = {}
 
     def keep(name):
-        return lambda module, args, output: found.update({name: first(output)})
+        return lambda module, args, output: found.update({name: output[0] if isinstance(output, tuple) else output})
 
     transformer = model.transformer
     hooks = [transformer.h[0].register_forward_pre_hook(lambda module, args: found.update(embeddings=args[0]))]
@@ -102,12 +104,8 @@ def stages(model, idx):
     return found | {"logits": getattr(output, "logits", output)}
 
 
-def first(output):
-    return output[0] if isinstance(output, tuple) else output
-
-
-def weights_of_stage(stage):
-    """The prefixes of the tensors that take part in a stage."""
+def parameters_of_stage(stage):
+    """The name prefixes of the parameters that a stage uses."""
     fixed = {"embeddings": ("wte", "wpe"), "final norm": ("ln_f",), "logits": ("wte",)}
     if stage in fixed:
         names = fixed[stage]
@@ -118,47 +116,69 @@ def weights_of_stage(stage):
     return tuple(f"transformer.{name}." for name in names)
 
 
-def report(a, b, idx, tolerance):
-    """(lines to print, whether the models part) of two models on idx (B, T).
+def report_models(a, b, idx, tolerance):
+    """Compare two models on idx (B, T). Returns (lines to print, whether they differ).
 
-    They part where a difference exceeds `tolerance` times the largest value of the tensor that it is in.
+    Two tensors differ if a difference exceeds `tolerance` times the largest value in them.
     """
-    tensors, outputs = compare_tensors(a, b), compare_stages(a, b, idx)
-    differing = [g for g in tensors if g.largest != 0]
-    lines = [f"tensors: {len(differing)} of {len(tensors)} differ"]
-    lines += [f"  {g} at {list(g.index)}" for g in differing[:LISTED]]
-    if len(differing) > LISTED:
-        lines.append(f"  … and {len(differing) - LISTED} more")
+    tensors, stages = compare_tensors(a, b), compare_stages(a, b, idx)
+    unequal = [g for g in tensors if g.largest != 0]
+    lines = [f"tensors: {len(unequal)} of {len(tensors)} differ"]
+    lines += [f"  {g} at {list(g.index)}" for g in unequal[:MAX_LISTED]]
+    if len(unequal) > MAX_LISTED:
+        lines.append(f"  … and {len(unequal) - MAX_LISTED} more")
     lines.append(f"stages, on {idx.size(0)}×{idx.size(1)} ids:")
-    lines += [f"  {g}{'  ← parts' if g.parts(tolerance) else ''}" for g in outputs]
-    wrong = [g for g in tensors if g.parts(tolerance)]
-    parted = next((g for g in outputs if g.parts(tolerance)), None)
-    if parted:
-        own = [g for g in wrong if g.name.startswith(weights_of_stage(parted.name))]
-        cause = (
-            f"its {own[0].name} differs at {list(own[0].index)}"
-            if own
-            else "its tensors agree, its computation differs"
-        )
-        lines.append(f"they first part at {parted.name}: {cause}")
+    lines += gap_lines(stages, tolerance)
+    wrong = [g for g in tensors if g.exceeds(tolerance)]
+    first = next((g for g in stages if g.exceeds(tolerance)), None)
+    if first:
+        lines.append(f"the models first differ at {first.name}: {cause(first, wrong)}")
     elif wrong:
-        lines.append(f"they part at {wrong[0].name}{list(wrong[0].index)}, though no stage shows it on these ids")
+        lines.append(f"the models differ at {wrong[0].name}{list(wrong[0].index)}, but no stage does on these ids")
     else:
-        lines.append(f"they agree: every tensor and stage within {tolerance:g} of its largest value")
-    return lines, bool(parted or wrong)
+        lines.append(f"the models agree: every tensor and stage within {tolerance:g} of its largest value")
+    return lines, bool(first or wrong)
 
 
-def report_state(model, state, tolerance):
-    """The same for a model and a port's `DebugState`: logits, loss, then gradients as the backward pass makes them."""
+def gap_lines(gaps, tolerance):
+    return [f"  {g}  ← differs" if g.exceeds(tolerance) else f"  {g}" for g in gaps]
+
+
+def cause(stage, wrong):
+    """Why a stage differs: the first of its parameters that is among the `wrong` ones, or its computation."""
+    own = [g for g in wrong if g.name.startswith(parameters_of_stage(stage.name))]
+    if own:
+        return f"its {own[0].name} differs at {list(own[0].index)}"
+    return "its tensors agree, its computation differs"
+
+
+def debug_state(model, inputs, targets):
+    """The `DebugState` of a GPT on ids and targets, (B, T) each. Leaves no gradients in the model."""
+    with torch.no_grad():
+        logits = model(inputs)  # (B, T, vocab_size)
+    model.zero_grad()
+    loss = model(inputs, targets)
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    grads[WTE] = grads[WTE][: model.config.vocab_size]
+    model.zero_grad()
+    return DebugState(inputs, targets, logits, loss.detach(), grads)
+
+
+def report_debug_state(model, state, tolerance):
+    """Compare a GPT with a port's `DebugState`: logits, loss, then gradients in the order of the backward pass.
+
+    Returns (lines to print, whether they differ), as `report_models`.
+    """
     ours = debug_state(model, state.inputs, state.targets)
-    gaps = [gap("logits", ours.logits, state.logits), gap("loss", ours.loss, state.loss)]
-    gaps += [gap(name, ours.grads[name], state.grads[name]) for name in reversed(ours.grads)]
-    parted = [g for g in gaps if g.parts(tolerance)]
+    outputs = [gap("logits", ours.logits, state.logits), gap("loss", ours.loss, state.loss)]
+    grads = [gap(name, ours.grads[name], state.grads[name]) for name in reversed(ours.grads)]
     lines = [f"logits, loss and gradients, on {state.inputs.size(0)}×{state.inputs.size(1)} ids:"]
-    lines += [f"  {g}{'  ← parts' if g in parted else ''}" for g in gaps]
-    if parted:
-        kind = "" if parted[0] in gaps[:2] else "the gradient of "
-        lines.append(f"they first part at {kind}{parted[0].name}, at {list(parted[0].index)}")
+    lines += gap_lines(outputs + grads, tolerance)
+    first = next((g for g in outputs + grads if g.exceeds(tolerance)), None)
+    if first is None:
+        lines.append(f"the models agree: logits, loss and every gradient within {tolerance:g} of its largest value")
     else:
-        lines.append(f"they agree: logits, loss and every gradient within {tolerance:g} of its largest value")
-    return lines, bool(parted)
+        name = f"the gradient of {first.name}" if first in grads else first.name
+        lines.append(f"the models first differ at {name}, at {list(first.index)}")
+    return lines, first is not None

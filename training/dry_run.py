@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from formats.weights import PRETRAINED, load_model
+from formats.hugging_face import PRETRAINED
+from formats.read import read
 from model import GPTConfig
 from system import runtime
 from tokens.shards import read_meta, split_of
@@ -13,8 +14,6 @@ from tokens.tokenizer import VOCAB_SIZES
 from training import costs
 from training.micro_batch import powers_of_two
 from training.setup import SYNTHETIC
-
-GPT2_SHAPES = dict(zip(PRETRAINED, ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600)), strict=True))
 
 
 def print_plan(cfg):
@@ -48,11 +47,10 @@ def plan_lines(cfg, world_size):
 
 def model_config(cfg, meta):
     """The shape of the model that `build_model` would make."""
-    if cfg.init_from in GPT2_SHAPES:
-        n_layer, n_head, n_embd = GPT2_SHAPES[cfg.init_from]
-        return GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    if cfg.init_from in PRETRAINED:
+        return GPTConfig(**PRETRAINED[cfg.init_from])  # known without a download
     if cfg.init_from != "scratch":
-        return load_model(cfg.init_from).model.config
+        return GPTConfig.from_file(read(cfg.init_from))  # reads no tensors
     if cfg.data_dir == SYNTHETIC:
         tokenizer = "byte"
     elif meta:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from formats import checkpoint
-from formats.weights import load_model
+from formats.read import read
 from model import GPT, GPTConfig
 from system.errors import UserError
 from tokens.dataloader import TrainLoader, Windows
@@ -161,12 +161,13 @@ def build_model(cfg, rt, tokens, saved=None):
         vocab_size = VOCAB_SIZES[tokens.tokenizer]
         model = GPT(GPTConfig(cfg.block_size, vocab_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout))
     else:
-        loaded = load_model(cfg.init_from, cfg.dropout)
-        if loaded.tokenizer not in (None, tokens.tokenizer):
+        model_file = read(cfg.init_from)
+        if model_file.tokenizer not in (None, tokens.tokenizer):
             raise UserError(
-                f"init_from = {cfg.init_from} uses tokenizer {loaded.tokenizer}, but the data uses {tokens.tokenizer}"
+                f"init_from = {cfg.init_from} uses tokenizer {model_file.tokenizer}, but the data uses"
+                f" {tokens.tokenizer}"
             )
-        model = loaded.model.train()
+        model = GPT.from_file(model_file, cfg.dropout).train()
     check_model(cfg, model.config, tokens)
     model.activation_checkpointing = cfg.activation_checkpointing
     return model.to(rt.device)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked before use, and never able to run code."""
+"""Our checkpoints: atomic writes, the checksum, and never running code."""
 
 import os
 import pickle
@@ -6,8 +6,11 @@ import random
 
 import pytest
 import torch
+from models import assert_same_parameters, refusal, save_checkpoint, small_gpt
 
 from formats import checkpoint
+from formats.read import read
+from model import GPT
 from system.errors import UserError
 
 STATE = {"step": 7, "model": {"w": torch.arange(12.0).view(3, 4)}, "notes": ["a", None, 1.5, True], "pair": (1, 2)}
@@ -20,18 +23,13 @@ def saved(tmp_path):
     return path
 
 
-def test_what_is_saved_comes_back(saved):
-    state = checkpoint.load(saved)
-    assert torch.equal(state["model"]["w"], STATE["model"]["w"])
-    assert (state["step"], state["notes"], state["pair"]) == (7, STATE["notes"], (1, 2))
+def test_load_returns_what_was_saved(saved):
+    for state in (checkpoint.load(saved), torch.load(saved, weights_only=True, mmap=True)):
+        assert torch.equal(state["model"]["w"], STATE["model"]["w"])
+        assert (state["step"], state["notes"], state["pair"]) == (7, STATE["notes"], (1, 2))
 
 
-def test_plain_torch_reads_it_too(saved):
-    state = torch.load(saved, weights_only=True, mmap=True)
-    assert state["step"] == 7
-
-
-def test_any_flipped_byte_is_detected(saved):
+def test_load_detects_any_flipped_byte(saved):
     content = saved.read_bytes()
     generator = random.Random(0)
     places = {0, 1, len(content) - 1, len(content) - 70, *generator.sample(range(len(content)), 200)}
@@ -43,7 +41,7 @@ def test_any_flipped_byte_is_detected(saved):
             checkpoint.load(saved)
 
 
-def test_any_truncation_is_detected(saved):
+def test_load_detects_any_truncation(saved):
     content = saved.read_bytes()
     for length in (0, 1, 22, 64, 65, len(content) // 2, len(content) - 64, len(content) - 1):
         saved.write_bytes(content[:length])
@@ -51,32 +49,30 @@ def test_any_truncation_is_detected(saved):
             checkpoint.load(saved)
 
 
-class Malicious:
+class CreatesFolder:
+    """Creates the folder CREATED when it is unpickled."""
+
     def __reduce__(self):
-        return os.mkdir, (os.environ["MALICIOUS_TARGET"],)
+        return os.mkdir, (os.environ["CREATED"],)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
-    target = tmp_path / "it_ran"
-    monkeypatch.setenv("MALICIOUS_TARGET", str(target))
+def test_load_refuses_pickles_that_run_code(tmp_path, monkeypatch):
+    created = tmp_path / "created"
+    monkeypatch.setenv("CREATED", str(created))
     path = tmp_path / "model_00001.pt"
-    checkpoint.save(path, {"step": 1, "model": Malicious()})  # a valid checksum makes it no safer
+    checkpoint.save(path, {"step": 1, "model": CreatesFolder()})  # with a valid checksum
     with pytest.raises(UserError, match="refused"):
         checkpoint.load(path)
-    path.write_bytes(pickle.dumps(Malicious()))
+    path.write_bytes(pickle.dumps(CreatesFolder()))
     with pytest.raises(UserError):
         checkpoint.load(path)
-    assert not target.exists()
-    torch.load(_sealed(path), weights_only=False)
-    assert target.exists(), "the control: unguarded, this pickle does run"
+    assert not created.exists()
+    torch.save({"model": CreatesFolder()}, path)
+    torch.load(path, weights_only=False)
+    assert created.exists(), "an unguarded load does create the folder"
 
 
-def _sealed(path):
-    torch.save({"model": Malicious()}, path)
-    return path
-
-
-def test_another_format_version_is_named(tmp_path, monkeypatch):
+def test_load_refuses_another_format_version(tmp_path, monkeypatch):
     path = tmp_path / "model_00001.pt"
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
     checkpoint.save(path, STATE)
@@ -85,10 +81,10 @@ def test_another_format_version_is_named(tmp_path, monkeypatch):
         checkpoint.load(path)
 
 
-def test_a_failed_save_leaves_the_old_one_and_no_litter(saved, tmp_path):
+def test_failed_save_keeps_the_old_file_and_leaves_no_other(saved, tmp_path):
     class Unpicklable:
         def __reduce__(self):
-            raise RuntimeError("no space, say")
+            raise RuntimeError("as on a full disk")
 
     before = saved.read_bytes()
     with pytest.raises(RuntimeError):
@@ -97,7 +93,7 @@ def test_a_failed_save_leaves_the_old_one_and_no_litter(saved, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [saved.name]
 
 
-def test_checkpoints_are_listed_in_order_of_steps(tmp_path):
+def test_list_checkpoints_is_ordered_by_step(tmp_path):
     for name in ("model_00250.pt", "model_100000.pt", "model_01000.pt", ".model_00300.pt.tmp", "model_x.pt", "log.txt"):
         (tmp_path / name).touch()
     assert list(checkpoint.list_checkpoints(tmp_path)) == [250, 1000, 100000]
@@ -116,3 +112,25 @@ def test_newest_checkpoint_is_the_last_written_at_any_depth(tmp_path):
     os.utime(old)
     os.utime(new, (1e9, 1e9))
     assert checkpoint.newest_checkpoint(tmp_path) == str(old)
+
+
+def test_read_returns_the_saved_model(tmp_path):
+    model = small_gpt()
+    model_file = read(save_checkpoint(tmp_path / "model_00007.pt", model))
+    assert (model_file.shape, model_file.tokenizer) == (model.config.shape, "byte")
+    assert model_file.source.endswith("model_00007.pt (step 7)")
+    assert_same_parameters(GPT.from_file(model_file), model)
+
+
+def test_read_refuses_damaged_checkpoints(tmp_path):
+    path = tmp_path / "model_00007.pt"
+    save_checkpoint(path, small_gpt())
+    content = path.read_bytes()
+    pickled = content.index(b"model_config")
+    for place in (pickled, len(content) // 2, len(content) - 10, len(content) - 66, len(content) - 65):
+        for bit in (1, 64):  # in the config, a weight, the checksum, and its length
+            path.write_bytes(content[:place] + bytes((content[place] ^ bit,)) + content[place + 1 :])
+            assert "damaged" in refusal(path)
+    for length in (len(content) - 1, len(content) // 2, 100):
+        path.write_bytes(content[:length])
+        assert "damaged" in refusal(path)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from formats.weights import load_model
 from model import GPT
 
 
@@ -29,7 +28,7 @@ def hugging_face(tmp_path_factory):
     enlarge(hf)
     folder = tmp_path_factory.mktemp("hf")
     hf.save_pretrained(folder)
-    return hf, load_model(str(folder)).model
+    return hf, GPT.from_pretrained(str(folder))
 
 
 @torch.no_grad()

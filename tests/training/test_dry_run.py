@@ -1,5 +1,6 @@
 """A dry run prints what a run would need and changes nothing."""
 
+import json
 import re
 
 import numpy as np
@@ -65,6 +66,13 @@ def test_shard_memory_divides_what_the_ranks_share():
 def test_plan_of_a_pretrained_size_needs_no_download(name):
     expected = {"gpt2-medium": "354,823,168", "gpt2-xl": "1,557,611,200"}
     assert f"model: {expected[name]} parameters" in plan_text(f"--init_from={name}")
+
+
+def test_plan_reads_the_shape_of_a_model_file_and_no_tensors(tmp_path):
+    """The folder has no tensors at all."""
+    config = {"n_positions": 2048, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert f"model: {124_439_808 + 1024 * 768:,} parameters" in plan_text(f"--init_from={tmp_path}")
 
 
 def test_dry_run_writes_nothing(tmp_path):

@@ -164,7 +164,7 @@ def test_resume_refuses_to_start_if_every_checkpoint_is_damaged(make_run, tmp_pa
     for path in checkpoint.list_checkpoints(tmp_path / "log").values():
         path.write_bytes(path.read_bytes()[:-100])
     before = {path: path.read_bytes() for path in (tmp_path / "log").iterdir()}
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         make_run(**BUSY, resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
 

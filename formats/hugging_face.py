@@ -1,0 +1,244 @@
+"""Hugging Face's format: a folder with config.json and model.safetensors or pytorch_model.bin; and the hub's GPT-2.
+
+`transformers` is not needed to read or write it: config.json is JSON and safetensors has its own library. Importing
+`transformers` takes longer than loading a model.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+
+from formats.model_file import SHAPE_FIELDS, ModelFile, checked_shape, is_tensor_dict, tokenizer_of, with_gpt2_names
+from formats.torch_file import safe_load
+from system.errors import UserError
+from system.files import flush_folder
+from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
+
+
+def gpt2_shape(n_layer, n_head, n_embd):
+    return dict(zip(SHAPE_FIELDS, (1024, VOCAB_SIZES["gpt2"], n_layer, n_head, n_embd), strict=True))
+
+
+PRETRAINED = {  # OpenAI's four models: name on the hub → shape
+    "gpt2": gpt2_shape(12, 12, 768),
+    "gpt2-medium": gpt2_shape(24, 16, 1024),
+    "gpt2-large": gpt2_shape(36, 20, 1280),
+    "gpt2-xl": gpt2_shape(48, 25, 1600),
+}
+CONFIG_NAMES = dict(zip(SHAPE_FIELDS, ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd"), strict=True))
+CONFIG_VALUES = {  # the functions that our model computes; the first value of each is the default
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of GELU's tanh form
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored transposed
+GPT2_VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # also tiktoken's cache key
+GPT2_VOCABULARY = {  # Hugging Face's name of each file, OpenAI's, and its SHA-256
+    "vocab.json": ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    "merges.txt": ("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+}
+
+
+# ---- reading ----
+
+
+def matches(path, start):
+    """Whether `path` is a folder, or a safetensors file, which `read` refuses with advice."""
+    return os.path.isdir(path) or start[8:] == b"{"
+
+
+def read(name):
+    """The `ModelFile` of a folder, or of a name in `PRETRAINED`, which is downloaded if it is not in the hub's cache.
+
+    Raises `UserError` if the folder's config is not that of a GPT-2 which `GPT` computes exactly.
+    """
+    if name in PRETRAINED:
+        folder = download(name)
+    elif os.path.isfile(name):
+        raise UserError(f"{name} holds only tensors: name the folder that holds it and its config.json")
+    else:
+        folder = name
+    config = read_config(folder, name)
+    shape = checked_shape({ours: config.get(theirs) for ours, theirs in CONFIG_NAMES.items()}, name)
+    check_config_values(config, name)
+    return ModelFile(shape, tokenizer_of(shape["vocab_size"]), name, lambda: to_gpt2(read_tensors(folder)))
+
+
+def download(name):
+    """The folder in the hub's cache with config and weights of `name`, downloaded if they are missing there.
+
+    HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN apply.
+    """
+    import huggingface_hub as hub  # here, because importing it is slow and most commands do not need it
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def folder(repo, **options):
+        paths = [hub.hf_hub_download(repo, file, **options) for file in ("config.json", "model.safetensors")]
+        return os.path.dirname(paths[0])
+
+    repos = (f"openai-community/{name}", name)  # older caches and mirrors use the short name
+    for repo in repos:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return folder(repo, local_files_only=True)  # these weights never change: no request needed
+    failures = []
+    for repo in repos:
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(repo, "config.json"))  # fails at once; a download retries for long
+            return folder(repo)
+        except Exception as error:  # the hub's library and the network code below it raise many kinds
+            failures.append(error)
+    reason = str(failures[0]).strip().splitlines()[0]
+    raise UserError(
+        f"{name} could not be downloaded ({reason}). Without a network: set HF_ENDPOINT to a mirror, or HF_HOME to a"
+        " cache copied from another machine, or name a folder"
+    ) from failures[0]
+
+
+def read_config(folder, source):
+    """The content of config.json, a dict."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{source} is not a model folder: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}/config.json cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{source}/config.json cannot be read: expected a JSON object")
+    return config
+
+
+def check_config_values(config, source):
+    """Raise `UserError` if a config describes another function than a plain GPT-2."""
+    for name, allowed in CONFIG_VALUES.items():
+        value = config.get(name, allowed[0])
+        if value not in allowed:
+            raise UserError(f"{source} is not a plain GPT-2: {name} = {value!r} in its config, expected {allowed[0]!r}")
+    inner = 4 * config["n_embd"]
+    if config.get("n_inner") not in (None, inner):
+        raise UserError(f"{source}: n_inner = {config['n_inner']} in its config, expected 4·n_embd = {inner}")
+
+
+def read_tensors(folder):
+    """All tensors of a folder under their own names: safetensors if present, else pickles; one file or several."""
+    for name, read_file in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled_tensors)):
+        path, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
+        if path.exists():
+            return read_file(path)
+        if index.exists():
+            parts = [read_file(Path(folder) / file) for file in read_index(index)]
+            return {name: tensor for part in parts for name, tensor in part.items()}
+    raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+
+
+def read_index(path):
+    """The names of the files that hold a model in several parts, without folders."""
+    try:
+        files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(os.path.basename(file) for file in files)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+
+
+def read_safetensors(path):
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}); copy it again") from error
+
+
+def read_pickled_tensors(path):
+    tensors = safe_load(path, mmap=True)
+    if not is_tensor_dict(tensors):
+        raise UserError(f"{path} is not a model: expected a dict of tensors by name")
+    return tensors
+
+
+def to_gpt2(tensors):
+    """Hugging Face's tensors under GPT-2's parameter names, in the orientation of nn.Linear."""
+    return {name: t.T if name.endswith(CONV1D) and t.dim() == 2 else t for name, t in with_gpt2_names(tensors).items()}
+
+
+# ---- writing ----
+
+
+def write(folder, shape, tensors, tokenizer):
+    """Write a folder from which `AutoModelForCausalLM.from_pretrained(folder)` loads the same model.
+
+    `shape` and `tensors` are those of a `ModelFile`; `tokenizer` is a name or None. The folder appears under its name
+    when it is complete. Returns None, or the reason why the GPT-2 tokenizer's files are missing. Raises `OSError`.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        tensors = {name: t.T if name.endswith(CONV1D) else t for name, t in tensors.items()}
+        tensors = {name: t.contiguous().clone() for name, t in tensors.items()}  # else a slice saves its whole storage
+        safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_json(temporary / "config.json", make_config(shape, tokenizer))
+        write_json(temporary / "generation_config.json", end_of_text_ids(tokenizer))
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
+        missing = write_gpt2_tokenizer(temporary, shape["block_size"]) if tokenizer == "gpt2" else None
+        temporary.replace(folder)
+        flush_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return missing
+
+
+def make_config(shape, tokenizer):
+    """The content of config.json."""
+    config = {"architectures": ["GPT2LMHeadModel"], "dtype": "float32", "tie_word_embeddings": True}
+    config |= {name: allowed[0] for name, allowed in CONFIG_VALUES.items()}
+    config |= {theirs: shape[ours] for ours, theirs in CONFIG_NAMES.items()}
+    config |= {"n_ctx": shape["block_size"], "n_inner": None}
+    return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | end_of_text_ids(tokenizer)
+
+
+def end_of_text_ids(tokenizer):
+    """The ids that begin and end a text: the tokenizer's last id, None if the tokenizer is not known."""
+    eot = VOCAB_SIZES[tokenizer] - 1 if tokenizer in VOCAB_SIZES else None
+    return {"bos_token_id": eot, "eos_token_id": eot}
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_gpt2_tokenizer(folder, block_size):
+    """Write the files of GPT-2's tokenizer. Returns None, or the reason why its vocabulary is not available."""
+    from tiktoken.load import read_file_cached
+
+    try:
+        get_tokenizer("gpt2")  # its error explains how to get the vocabulary
+        for name, (remote, sha256) in GPT2_VOCABULARY.items():
+            (folder / name).write_bytes(read_file_cached(GPT2_VOCABULARY_URL + remote, sha256))
+    except UserError as error:
+        return f"the tokenizer's files: {error}"
+    with quiet_transformers() as transformers:
+        tokenizer = transformers.GPT2Tokenizer.from_pretrained(folder, model_max_length=block_size)
+        tokenizer.save_pretrained(folder)  # adds tokenizer.json and tokenizer_config.json
+    return None
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """The `transformers` library without its progress bars and warnings."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,46 @@
+"""Read a model in any known format. The content of a file decides its format, not its name.
+
+    gpt2 … gpt2-xl      OpenAI's weights from the Hugging Face hub, downloaded once
+    a folder            a run's (its newest checkpoint), or Hugging Face's format
+    a torch.save file   a checkpoint of this repository, of nanoGPT or of build-nanogpt; no code in it is executed
+    an llm.c model      see `llmc.py`
+
+To add a format, write a module with `matches(path, start)` and `read(path)` and add it to `FORMATS`.
+"""
+
+import os
+
+from formats import checkpoint, hugging_face, llmc, torch_file
+from system.errors import UserError
+
+FORMATS = (checkpoint, hugging_face, llmc, torch_file)  # the first that matches reads the file
+
+
+def read(name):
+    """The `ModelFile` of `name`: one of `hugging_face.PRETRAINED`, a file or a folder. Tensors are not read yet.
+
+    Raises `UserError` if there is no such model, or if it cannot be read or is not a GPT-2.
+    """
+    if name in hugging_face.PRETRAINED:
+        return hugging_face.read(name)  # a local folder of that name is ./gpt2
+    start = first_bytes(name)
+    for model_format in FORMATS:
+        if model_format.matches(name, start):
+            return model_format.read(name)
+    raise UserError(
+        f"{name} is not a model: expected a checkpoint, an llm.c model or a folder in Hugging Face's format"
+    )
+
+
+def first_bytes(path, count=9):
+    """The first bytes of a file; none for a folder. Raises `UserError` if `path` does not exist or is unreadable."""
+    if os.path.isdir(path):
+        return b""
+    try:
+        with open(path, "rb") as f:
+            return f.read(count)
+    except FileNotFoundError as error:
+        names = ", ".join(hugging_face.PRETRAINED)
+        raise UserError(f"{path}: no such model; expected a file, a folder, or one of {names}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
