@@ -13,7 +13,8 @@ from corpus import jsonl_bytes, make_documents, parquet_bytes, split_documents
 from hub_server import serve
 from torture_fineweb import SCRIPT, checksums, complete, is_part, kill_when, make_source, start
 
-from fineweb import cut_row, plan_shards
+from fineweb import choose_shard_tokens as plan_shards
+from fineweb import cut_sequence as cut_row
 from system.errors import UserError
 from text import hub
 from tokens.shards import open_data
@@ -143,10 +144,10 @@ def test_an_unknown_subset_or_data_set_is_named(local, tmp_path):
 
 
 def test_offline_nothing_is_fetched(monkeypatch):
-    monkeypatch.setattr(hub, "offline", lambda: True)
-    monkeypatch.setattr(hub, "cached", lambda url: None)
+    monkeypatch.setattr(hub, "is_offline", lambda: True)
+    monkeypatch.setattr(hub, "cached_copy", lambda url: None)
     with pytest.raises(UserError, match=r"a\.parquet is not in the cache"):
-        hub.find_copy("hf://datasets/x/y@main/a.parquet", stream=True)
+        hub.locate("hf://datasets/x/y@main/a.parquet", stream=True)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_killed_three_times_the_same_command_makes_the_same_shards(long_run, tmp
         assert 0 < len(found) < len(expected)
         assert is_part(found, expected)
         assert not (out / "meta.json").exists()
-    assert "going on after" in complete(source, out, "--num_proc", 2)
+    assert "continuing after" in complete(source, out, "--num_proc", 2)
     assert checksums(out) == expected
 
 
