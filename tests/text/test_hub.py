@@ -23,9 +23,10 @@ FILES = {"README.md": CARD, "data/x/0.parquet": parquet_bytes(["a"]), "small/1.p
 LIST = """
 from system.errors import UserError
 from text import hub
-for arguments in [("owner/texts", "small"), ("owner/texts", "smal"), ("owner/texts", None, "validation")]:
+from text.retry import Retry
+for arguments in [("owner/texts", "small"), ("owner/texts", "smal"), ("owner/texts", None, "test"), ("no/texts", None)]:
     try:
-        print(hub.list_data_files(*arguments))
+        print(Retry(0, "").call(hub.list_data_files, *arguments))
     except UserError as error:
         print(error)
 file = hub.RangeReader(hub.list_data_files("owner/texts", "small")[0][0])
@@ -39,16 +40,18 @@ def test_hub_file_parse_splits_the_url():
     assert file == ("owner/texts", "abc", "data/x/0.parquet")
 
 
-def test_list_data_files_reports_unknown_subsets_and_splits_and_range_reader_reads_a_part(tmp_path):
+def test_list_data_files_reports_unknown_names_and_range_reader_reads_only_its_range(tmp_path):
     with serve(REPO, FILES) as server:
         env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
         output = subprocess.check_output([sys.executable, "-c", LIST], env=env, text=True, timeout=60)
-    found, subset, split, tail = output.splitlines()
+    found, subset, split, repo, tail = output.splitlines()
     size = len(FILES["small/1.parquet"])
     assert found == f"[('hf://datasets/owner/texts@{COMMIT}/small/1.parquet', {size})]"
     assert "'smal'" in subset
     assert "'small'" in subset
-    assert split == "owner/texts has no split 'validation' in its default subset"
+    assert split == "owner/texts has no split 'test' in its default subset"
+    assert "no/texts" in repo
+    assert "the hub answers 404; check the name" in repo
     assert tail == "b'PAR1'"
     assert server.log[-1][2] == f"bytes={size - 4}-{size - 1}"
 
