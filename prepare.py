@@ -1,83 +1,73 @@
-"""Text of any kind → token shards to train on.
+"""Tokenize text of any kind into shards to train on.
 
     python prepare.py SOURCE... [--tokenizer gpt2|byte] [--out DIR] [--val 0.1] [--format npy|bin]
     python prepare.py --inspect DIR
 
-A SOURCE is a file, folder or pattern of .txt, .md, .py, .jsonl or .parquet files, or one of
-    stdlib       source and documentation of Python's standard library, which every machine has
-    shakespeare  Tiny Shakespeare; with the gpt2 tokenizer, exactly llm.c's files
-    tinystories  TinyStories, from the Hugging Face hub, with its own validation split
-Each plain text file, line or row is a document. Of all but the last two, the last tenth (`--val`) of each source's
-characters is validation.
+A SOURCE is a file, folder or pattern of .txt, .md, .py, .jsonl or .parquet files, or a named source: `--help` lists
+them, and text/sources.py defines them. Each plain text file, line or row is a document. If a source has no validation
+split of its own, the last tenth (`--val`) of its characters becomes one.
 """
 
 import functools
-import itertools
 import os
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
 
 from configurator import configure
 from system.errors import UserError, command
-from text import hub
-from text.documents import SUFFIXES, Given, cut_file, find_files, fingerprint
-from text.encoding import Item, count_characters, make_shards, tokenizer_here
-from text.shakespeare import fetch_shakespeare, write_shakespeare
-from text.shard_writer import open_progress, print_summary
-from text.workers import cores, in_order
+from text.documents import LoadedTexts, cut_file, fingerprint
+from text.encoding import count_characters, get_tokenizer_once
+from text.retry import Retry
+from text.shard_writer import Item, open_progress, print_summary, write_shards
+from text.sources import EXPECTED, HELP, FetchOptions, get_source, short_name
+from text.worker_pool import cpu_count, map_in_order
 from tokens.inspection import inspect
 from tokens.shards import read_meta
+from tokens.tokenizer import TokenizerName
 
-TINYSTORIES = "roneneldan/TinyStories"
-SMALL = 32 << 20  # bytes of text that one process tokenizes sooner than others start
+SINGLE_PROCESS_BYTES = 32 << 20  # one process tokenizes less text than this sooner than workers start
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Turn text into token shards."""
+    """Tokenize text into shards."""
 
-    sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """stdlib, shakespeare, tinystories, or files, folders or patterns of .txt, .md, .py, .jsonl, .parquet"""
-    tokenizer: Literal["gpt2", "byte"] = "gpt2"
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"{EXPECTED}. {HELP}")] = ()
+    tokenizer: TokenizerName = "gpt2"
     """gpt2 (its vocabulary is downloaded once) or byte (nothing to download)"""
     out: str | None = None
     """folder for the shards; default: data/NAME after the source (data/NAME_byte for bytes)"""
     val: float = 0.1
-    """part of each source's characters, at its end, that is validation"""
+    """fraction of each source's characters, at its end, that is validation"""
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
-    num_proc: int = cores()
-    """worker processes, where there is enough text for more than one"""
+    num_proc: int = cpu_count()
+    """worker processes, if there is enough text for more than one"""
     mirror: str | None = None
-    """a URL to fetch shakespeare from first (HF_ENDPOINT names a mirror for tinystories)"""
+    """a URL to download shakespeare from first (HF_ENDPOINT sets a mirror for tinystories)"""
     patience: float = 600.0
-    """seconds to wait for a network that doesn't answer, before giving up"""
+    """seconds to retry when the network fails, before giving up"""
     overwrite: bool = False
     """replace the shards that --out already holds"""
     inspect: str | None = None
-    """make nothing; print what this folder of shards holds and whether it is whole"""
+    """write nothing; print what this folder of shards holds, and verify its checksums"""
 
     def check(self):
         if not self.sources and not self.inspect:
-            kinds = f"stdlib, shakespeare, tinystories, or files, folders or patterns of {', '.join(SUFFIXES)}"
-            raise UserError(f"prepare.py needs a source: {kinds}")
+            raise UserError(f"prepare.py needs a source: {EXPECTED}")
         if self.sources and self.inspect:
-            raise UserError("--inspect DIR makes nothing: leave the sources out")
+            raise UserError("--inspect DIR writes nothing: leave out the sources")
         if not 0 < self.val < 1:
-            raise UserError(f"--val {self.val}: expected a part of the text, between 0 and 1, such as 0.1")
+            raise UserError(f"--val {self.val}: expected a fraction of the text, between 0 and 1, such as 0.1")
         if self.num_proc < 1:
             raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
-        if self.llmc_shakespeare and len(self.sources) > 1:
-            raise UserError("shakespeare with the gpt2 tokenizer makes llm.c's files; prepare it alone")
-
-    @property
-    def llmc_shakespeare(self):
-        return "shakespeare" in self.sources and self.tokenizer == "gpt2"
+        for name in self.sources:
+            if self.tokenizer in get_source(name).write and len(self.sources) > 1:
+                raise UserError(f"{name} with the {self.tokenizer} tokenizer has its own shards; prepare it alone")
 
 
 @command
@@ -86,87 +76,54 @@ def main(argv=None):
     if settings.inspect:
         inspect(settings.inspect)
         return
-    name = "+".join(source_name(source) for source in settings.sources)
+    name = "+".join(map(short_name, settings.sources))
     suffix = "" if settings.tokenizer == "gpt2" else f"_{settings.tokenizer}"
-    out = Path(settings.out or Path("data", name + suffix))
-    progress = open_progress(out, make_request(settings), settings.overwrite)
+    out = Path("data", name + suffix) if settings.out is None else Path(settings.out)
+    options = FetchOptions(out, settings.mirror, Retry(settings.patience, "another source, such as stdlib"))
+    progress = open_progress(out, make_request(settings, options), settings.overwrite)
     if progress is None:
         meta = read_meta(out)
         print(f"{out} already holds just this, finished")
-    elif settings.llmc_shakespeare:
-        meta = write_shakespeare(progress, fetch_shakespeare(out, settings.mirror))
     else:
-        tokenizer_here(settings.tokenizer)  # a missing vocabulary is best told before the text is read
-        files = {source: find_source(source, out, settings) for source in settings.sources}
-        paths = itertools.chain.from_iterable(group for splits in files.values() for group in splits.values())
-        workers = settings.num_proc if sum(map(os.path.getsize, paths)) > SMALL else 0
-        parts = [split_source(source, splits, settings.val, workers) for source, splits in files.items()]
-        meta = make_shards(progress, stream(parts, progress.position), workers, name)
+        meta = write_sources(progress, settings, options, name)
     print(f"{out}: ", end="")
     print_summary(meta, out)
 
 
-def source_name(source):
-    """What a source is called in names of files."""
-    stem = Path(source).resolve().stem if os.path.exists(source) else source
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).strip("_.") or "text"
-
-
-def make_request(settings):
-    """What makes the shards what they are. Downloads are named, not listed: a finished folder needs no network."""
-    local = [source for source in settings.sources if source not in ("shakespeare", "tinystories")]
+def make_request(settings, options):
+    """The settings that determine the shards. Downloaded files are not listed: a finished folder needs no network."""
+    found = [get_source(name) for name in settings.sources]
+    local = [path for source in found if source.local for path in source.find(options)["all"]]
     return {
         "source": " ".join(settings.sources),
         "tokenizer": settings.tokenizer,
         "format": settings.format,
         "val": settings.val,
-        "files": fingerprint([path for source in local for path in local_files(source)]),
+        "files": fingerprint(local),
     }
 
 
-def local_files(source):
-    return stdlib_files(sysconfig.get_paths()["stdlib"]) if source == "stdlib" else find_files(source)
+def write_sources(progress, settings, options, name):
+    """Find, split and tokenize the sources; returns the content of `meta.json`."""
+    get_tokenizer_once(settings.tokenizer)  # report a missing vocabulary before reading the text
+    found = {source: get_source(source).find(options) for source in settings.sources}
+    paths = [path for splits in found.values() for split in splits.values() for path in split]
+    write = get_source(settings.sources[0]).write.get(settings.tokenizer)
+    if write is not None:
+        return write(progress, paths)
+    workers = settings.num_proc if sum(map(os.path.getsize, paths)) > SINGLE_PROCESS_BYTES else 0
+    parts = [split_source(source, splits, settings.val, workers) for source, splits in found.items()]
+    return write_shards(progress, stream_items(parts, progress.position), workers, name)
 
 
-def find_source(source, out, settings):
-    """The files of a source, fetched if need be: {"all": paths}, or by split where it has its own."""
-    if source == "shakespeare":
-        return {"all": [str(fetch_shakespeare(out, settings.mirror))]}
-    if source != "tinystories":
-        return {"all": local_files(source)}
-    hub.announce_waits()
-    patience, files = hub.Patience(settings.patience, "another source, such as stdlib"), {}
-    for ours, theirs in (("val", "validation"), ("train", "train")):
-        urls = patience.call(hub.list_data_files, TINYSTORIES, None, theirs)
-        files[ours] = [hub.fetch(url, patience) for url, _ in urls]
-    return files
-
-
-def stdlib_files(folder):
-    """Source and documentation text of Python's standard library, in a fixed order.
-
-    Left out: tests, installed packages, what was generated for this one machine, and files that hold nothing.
-    """
-    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
-        paths = [Path(place, name) for name in names if not name.startswith("_sysconfig")]
-        found += [path for path in paths if path.suffix in (".py", ".txt", ".rst", ".md") and holds_text(path)]
-    if not found:
-        raise UserError(f"stdlib: {folder} holds no .py files (a Python in one archive?); name a folder with text")
-    return [str(path) for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix())]
-
-
-def holds_text(path):
-    try:
-        return bool(path.read_bytes().decode())
-    except UnicodeDecodeError:
-        return False
+# ---- the validation split ----
 
 
 def split_source(source, files, val, workers):
-    """Split → a function that yields its (piece, share). Where a source has no split of its own, count and cut it."""
+    """Split → function that yields its (piece, fraction of the source).
+
+    `files`: paths by split, or {"all": paths}, whose characters are counted to cut off the last `val` of them.
+    """
     total = sum(os.path.getsize(path) for paths in files.values() for path in paths)
     if "all" not in files:
         return {split: functools.partial(cut_files, paths, total) for split, paths in files.items()}
@@ -174,47 +131,52 @@ def split_source(source, files, val, workers):
     items = (Item([], None, share, piece) for piece, share in pieces())
     counts = []
     with tqdm(unit="char", unit_scale=True, desc=f"counting {source}", leave=False) as bar:
-        for _, characters in in_order(count_characters, items, workers):
+        for _, characters in map_in_order(count_characters, items, workers):
             counts.append(characters)
             bar.update(characters)
     cut = int(sum(counts) * (1 - val))
-    return {split: functools.partial(part_of, split, pieces, counts, cut) for split in ("val", "train")}
+    return {split: functools.partial(split_pieces, split, pieces, counts, cut) for split in ("val", "train")}
 
 
 def cut_files(paths, total):
-    """Yield (piece, share) of files; `total` is the bytes of the whole source."""
+    """Yield (piece, fraction of the source) of files; `total` is the bytes of the whole source."""
     for path in paths:
         size = os.path.getsize(path)
         if size == 0 and os.path.basename(path) == "__init__.py":
-            continue  # the mark of a package, empty by custom
+            continue  # marks a package and is usually empty; any other empty file is an error
         for piece, share in cut_file(path):
             yield piece, share * size / total
 
 
-def part_of(split, pieces, counts, cut):
-    """Yield (piece, share) of one side of character `cut`; the piece that straddles it is cut there."""
-    seen = 0
+def split_pieces(split, pieces, counts, cut):
+    """Yield (piece, fraction) before ("train") or after ("val") character `cut`, cutting the piece that spans it.
+
+    `counts` are the characters of each piece that `pieces()` yields.
+    """
+    stop = 0
     for (piece, share), characters in zip(pieces(), counts, strict=True):
-        before, seen = seen, seen + characters
-        if before <= cut < seen:
-            head, tail = cut_texts(piece.texts(), cut - before)
-            yield Given(head, piece.continues) if split == "train" else Given(tail), share
-        elif (before >= cut) == (split == "val"):
+        start, stop = stop, stop + characters
+        if start <= cut < stop:
+            head, tail = cut_texts(piece.texts(), cut - start)
+            yield LoadedTexts(head, piece.continues) if split == "train" else LoadedTexts(tail), share
+        elif (start >= cut) == (split == "val"):
             yield piece, share
 
 
 def cut_texts(texts, cut):
-    """Texts before and after character `cut` of all of them."""
+    """The texts before and after character `cut` of all texts joined; a text that spans it appears in both."""
     head, tail = [], []
     for text in texts:
-        head += [text[:cut]] if cut > 0 else []
-        tail += [text[cut:]] if cut < len(text) else []
+        if cut > 0:
+            head.append(text[:cut])
+        if cut < len(text):
+            tail.append(text[cut:])
         cut = max(cut - len(text), 0)
     return head, tail
 
 
-def stream(parts, position):
-    """All pieces, validation first, as items; from `position` on."""
+def stream_items(parts, position):
+    """Yield the pieces of all sources as items, validation first, starting at `position` (None: all)."""
     number = 0
     for split in ("val", "train"):
         for part in parts:

@@ -1,25 +1,24 @@
-"""How fast text becomes shards, beside one thread of bare tiktoken on the same documents, and in how much memory."""
+"""Speed and memory of tokenizing text into shards, compared with one thread of tiktoken on the same documents."""
 
 import contextlib
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks import loader
 from benchmarks.measure import Row
-from prepare import stdlib_files
 from system.errors import UserError
-from text.workers import cores
+from text.sources import stdlib_files
+from text.worker_pool import cpu_count
 from tokens.shards import read_meta
 from tokens.tokenizer import get_tokenizer
 
-TEXT_BYTES = 800_000_000  # enough that starting the processes, which is counted, is a small part
+TEXT_BYTES = 800_000_000  # enough that the start of the processes, which is included in the time, is a small part
 ROW_GROUP = 1000  # documents, as in FineWeb
-DOCUMENT = 4000  # characters, about as in FineWeb
+DOCUMENT = 4000  # characters, about FineWeb's mean
 
 
 def run(settings):
@@ -27,7 +26,7 @@ def run(settings):
 
 
 def tokenize_rows():
-    """Text to shards, and memory: `fineweb.py --source` on parquet files."""
+    """The rows for speed and memory of `fineweb.py --source` on a parquet file."""
     name, baseline_name = "data/tokenize/gpt2", "bare tiktoken, 1 thread"
     try:
         tokenizer = get_tokenizer("gpt2")
@@ -44,10 +43,10 @@ def tokenize_rows():
         _, small_peak = timed_fineweb(folder / "a.parquet", folder / "small", "--fraction", "0.25")
         ours, bare = meta["bytes"] / meta["wall"], statistics.mean(rates)
     spread = abs(rates[0] / rates[1] - 1)
-    note = f"{ours / bare / cores():.2f} of {cores()} cores' tiktoken; spread of the baseline {spread:.0%}"
+    note = f"{ours / bare / cpu_count():.2f} of {cpu_count()} cores' tiktoken; spread of the baseline {spread:.0%}"
     memory_note = f"all processes, less 2 shards; {small_peak / 1e6:,.0f} MB for a quarter of the text"
     return [
-        Row(name, "MB/s", ours / 1e6, bare / 1e6, baseline_name, cores() * bare / 1e6, note),
+        Row(name, "MB/s", ours / 1e6, bare / 1e6, baseline_name, cpu_count() * bare / 1e6, note),
         Row(
             "data/tokenize/memory", "1/GB", 1e9 / peak, 1 / 0.5, "500 MB", None, f"{peak / 1e6:,.0f} MB, {memory_note}"
         ),
@@ -55,8 +54,8 @@ def tokenize_rows():
 
 
 def make_documents():
-    """The standard library's text, in documents of FineWeb's length."""
-    text = "".join(Path(path).read_text(encoding="utf-8") for path in stdlib_files(sysconfig.get_paths()["stdlib"]))
+    """The standard library's text, cut into documents of FineWeb's mean length."""
+    text = "".join(Path(path).read_text(encoding="utf-8") for path in stdlib_files())
     return [text[i : i + DOCUMENT] for i in range(0, len(text), DOCUMENT)]
 
 
@@ -71,7 +70,7 @@ def write_parquet(path, documents, copies):
 
 
 def bare_rate(tokenizer, documents):
-    """Bytes/s of tiktoken's own loop over documents, in one thread."""
+    """Bytes/s of encoding the documents one by one with tiktoken, in one thread."""
     start = time.perf_counter()
     for text in documents:
         tokenizer.encode(text)
@@ -79,7 +78,7 @@ def bare_rate(tokenizer, documents):
 
 
 def timed_fineweb(source, out, *args):
-    """(`meta.json` with the wall time from start to end, peak bytes of memory of all processes, less two shards)."""
+    """Run fineweb.py; returns `meta.json` with the wall time, and the peak memory of all processes less two shards."""
     script = Path(__file__).parents[1] / "fineweb.py"
     command = [sys.executable, script, "--source", source, "--out", out, *args]
     start, peak = time.perf_counter(), 0
@@ -97,7 +96,7 @@ def timed_fineweb(source, out, *args):
 
 
 def memory_of(pid):
-    """Proportional memory (shared pages counted once) of a process and its descendants; 0 where there is no /proc."""
+    """Bytes of memory of a process and its descendants, shared pages counted once (PSS); 0 without /proc."""
     total = 0
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

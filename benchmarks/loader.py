@@ -1,4 +1,4 @@
-"""A batch of 64×1024 tokens from 10⁸-token shards: its time and private memory, beside the usual loader's."""
+"""Time and private memory of a batch of 64×1024 tokens from 10⁸-token shards, compared with a common loader."""
 
 import statistics
 import tempfile
@@ -16,20 +16,20 @@ B, T, SHARD_TOKENS = 64, 1024, 10**8
 
 
 def rows():
-    """The loader's row of `python bench.py data`: batches a second, shards' ends included."""
+    """The loader's row of `python bench.py data`: batches per second, including the switch to the next shard."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"bench_train_{i:06d}.npy" for i in (1, 2)]
         generator = np.random.default_rng(0)
         for path in paths:
             write_shard(path, generator.integers(0, 50257, SHARD_TOKENS, dtype=np.uint16))
-        batches = our_batches([open_shard(path) for path in paths]), usual_batches(paths)
-        (ours, used), (usual, usual_used) = (time_batches(dealer, 3000) for dealer in batches)
+        batches = our_batches([open_shard(path) for path in paths]), common_batches(paths)
+        (ours, used), (common, common_used) = (time_batches(source, 3000) for source in batches)
     note = (
-        f"{describe(ours)}, {used / 1e6:.0f} MB of private memory; the usual loader: {describe(usual)},"
-        f" {usual_used / 1e6:.0f} MB"
+        f"{describe(ours)}, {used / 1e6:.0f} MB of private memory; the common loader: {describe(common)},"
+        f" {common_used / 1e6:.0f} MB"
     )
     print(f"data/loader/64x1024: {note}", flush=True)
-    rates = [len(seconds) / sum(seconds) for seconds in (ours, usual)]
+    rates = [len(seconds) / sum(seconds) for seconds in (ours, common)]
     return [Row("data/loader/64x1024", "batches/s", *rates, "read a shard whole, then slice it", None, note)]
 
 
@@ -39,8 +39,8 @@ def our_batches(shards):
         yield from loader.next_step()
 
 
-def usual_batches(paths):
-    """Each shard read whole, widened to int64 and sliced front to back, as the classic training scripts do."""
+def common_batches(paths):
+    """Read each shard completely, convert it to int64 and slice it front to back, as most training scripts do."""
     while True:
         for path in paths:
             tokens = torch.tensor(np.load(path).astype(np.int64))
@@ -50,13 +50,19 @@ def usual_batches(paths):
 
 
 def time_batches(batches, count):
-    """(seconds of each of `count` batches, those at a shard's end included; bytes of private memory that they took)."""
-    seconds, before = [], (memory_status("RssAnon") or 0)
+    """(seconds of each of `count` batches, bytes of private memory that they added)."""
+    seconds, before = [], private_memory()
     for _ in range(count):
         start = time.perf_counter()
         next(batches)
         seconds.append(time.perf_counter() - start)
-    return seconds, (memory_status("RssAnon") or 0) - before
+    return seconds, private_memory() - before
+
+
+def private_memory():
+    """Bytes of private memory of this process; 0 where there is no /proc."""
+    status = memory_status("RssAnon")
+    return 0 if status is None else status
 
 
 def describe(seconds):

@@ -1,28 +1,35 @@
-"""Documents for tests, hard on tokenizers: the same for the same seed, in FineWeb's columns."""
+"""Documents for tests, difficult for tokenizers and reproducible by seed, and readers of what was made of them."""
 
 import io
 import json
 import random
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
+
+from system.errors import UserError
+from tokens.shards import open_data
+from tokens.tokenizer import get_tokenizer
 
 LATIN = ("the", "a", "model", "learns", "it's", "we'll", "I'd", "1", "42", "2024", "Über", "naïve", ".", ",", "!")
 WORDS = (*LATIN, "模型", "日本", "данные", "😀", "👩\u200d🚀")
-NASTY = ("<|endoftext|>", "\x00\x07\x1f", "\n\n\n", "   ", "\r\n", "\t\t", "\u3000\u3000", "。\n", "é́", "")
+SPECIAL = ("<|endoftext|>", "\x00\x07\x1f", "\n\n\n", "   ", "\r\n", "\t\t", "\u3000\u3000", "。\n", "é́", "")
 
 
 def make_documents(count, seed=0, words=60):
     rng = random.Random(seed)
 
     def document():
-        parts = [" ".join(rng.choices(WORDS, k=rng.randint(1, words))) + rng.choice(NASTY) for _ in range(3)]
-        return rng.choice(NASTY) + "".join(parts)
+        parts = [" ".join(rng.choices(WORDS, k=rng.randint(1, words))) + rng.choice(SPECIAL) for _ in range(3)]
+        return rng.choice(SPECIAL) + "".join(parts)
 
     return [document() for _ in range(count)]
 
 
 def parquet_bytes(texts, row_group_size=50):
+    """A .parquet file with FineWeb's columns."""
     columns = {
         "text": texts,
         "id": [f"<urn:uuid:{i}>" for i in range(len(texts))],
@@ -42,6 +49,9 @@ def jsonl_bytes(texts):
     return "".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(texts)).encode()
 
 
+FILE_BYTES = {"jsonl": jsonl_bytes, "parquet": parquet_bytes}
+
+
 def split_documents(ids, tokenizer):
     """The texts between end-of-text ids."""
     documents = []
@@ -51,3 +61,19 @@ def split_documents(ids, tokenizer):
         else:
             documents[-1].append(i)
     return [tokenizer.decode_bytes(document).decode() for document in documents]
+
+
+def read_documents(folder):
+    """The texts of each split of a folder of shards: {"train": [...], "val": [...]}."""
+    data = open_data(folder, "make")
+    tokenizer = get_tokenizer(data.tokenizer)
+    ids = {split: np.concatenate(shards).tolist() for split, shards in data.splits.items()}
+    return {split: split_documents(ids, tokenizer) for split, ids in ids.items()}
+
+
+def tokenizer_or_skip(name):
+    """A tokenizer; skips the test if its vocabulary cannot be loaded."""
+    try:
+        return get_tokenizer(name)
+    except UserError as error:
+        pytest.skip(str(error))

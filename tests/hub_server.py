@@ -1,4 +1,4 @@
-"""A local HTTP server that behaves like the Hugging Face hub for one data set, and misbehaves on demand."""
+"""A local HTTP server that behaves like the Hugging Face hub for one repository, and fails on demand."""
 
 import contextlib
 import hashlib
@@ -11,10 +11,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(http.server.ThreadingHTTPServer):
-    """`files`: path in the repository → bytes. `faults`: what goes wrong, each counted down as it happens.
+    """`files`: path in the repository → bytes. `log`: (method, path, range) of each request.
 
-    "busy": requests still to be answered with 429; "drop": file bodies still to be cut off half-way; "down": while
-    true, every connection is closed unanswered. `log`: (method, path, range) of each request answered.
+    `faults`: "busy", how many requests are still answered with 429; "drop", how many file bodies are still cut off
+    half-way; "down", if true, every connection is closed without an answer.
     """
 
     daemon_threads = True
@@ -30,21 +30,17 @@ class HubServer(http.server.ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
-    def strikes(self, fault):
-        """Whether a fault is due, counting it down."""
+    def take_fault(self, name):
+        """Whether this request must fail; decrements the fault's counter."""
         with self.lock:
-            due = self.faults[fault] > 0
-            self.faults[fault] -= due
+            due = self.faults[name] > 0
+            self.faults[name] -= due
             return due
-
-    def sent(self):
-        """Bytes of parquet files that were asked for by range."""
-        spans = [range_.removeprefix("bytes=").split("-") for _, path, range_ in self.log if range_]
-        return sum(int(b) - int(a) + 1 for a, b in spans if b)
 
 
 @contextlib.contextmanager
 def serve(repo, files, **kwargs):
+    """Run a `HubServer` in a thread for the duration of a `with` block."""
     server = HubServer(repo, files, **kwargs)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
@@ -65,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.log.append((self.command, path, self.headers.get("Range")))
         if server.faults["down"]:
             self.close_connection = True
-        elif server.strikes("busy"):
+        elif server.take_fault("busy"):
             self.answer(429, b'{"error":"slow down"}', {"Retry-After": "0"})
         elif path.startswith(f"/{server.prefix}{server.repo}/resolve/"):
             self.send_file(path.split("/resolve/")[1].partition("/")[2])
@@ -115,7 +111,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             last = min(int(last or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             status, data = 206, data[int(first) : last + 1]
-        drop = self.command == "GET" and len(data) > 1000 and self.server.strikes("drop")
+        drop = self.command == "GET" and len(data) > 1000 and self.server.take_fault("drop")
         self.answer(status, data, headers, sent=len(data) // 2 if drop else None)
 
     def answer_json(self, value):

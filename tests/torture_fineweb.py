@@ -1,4 +1,4 @@
-"""Kill fineweb.py at random moments, start it again each time, and compare with an undisturbed run.
+"""Kill fineweb.py at random moments, start it again each time, and compare with an uninterrupted run.
 
 python tests/torture_fineweb.py --kills 20
 """
@@ -34,17 +34,17 @@ def start(source, out, *args):
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=hear_ctrl_c if os.name == "posix" else None,  # noqa: PLW1509 (no threads here)
+        preexec_fn=restore_ctrl_c if os.name == "posix" else None,  # noqa: PLW1509 (no threads here)
     )
 
 
-def hear_ctrl_c():
-    """A background job inherits a Ctrl-C that is ignored, and Python then leaves it so."""
+def restore_ctrl_c():
+    """Undo the inherited setting of background jobs, which ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def complete(source, out, *args):
-    """Run to the end. Returns what was printed; raises where the exit code isn't 0."""
+    """Run fineweb.py to the end; returns its output. Raises if the exit code is not 0."""
     process = start(source, out, *args)
     text = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 0, text
@@ -52,23 +52,23 @@ def complete(source, out, *args):
 
 
 def checksums(out):
-    """Of every file with a shard's final name."""
+    """The checksum of each finished shard."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.npy")}
 
 
-def kill_when(process, moment):
-    """kill -9 as soon as `moment()` is true. Returns whether the process was still at work."""
-    while not moment() and process.poll() is None:
+def kill_when(process, condition):
+    """Kill a process (SIGKILL) as soon as `condition()` is true. Returns whether it was still running."""
+    while not condition() and process.poll() is None:
         time.sleep(0.001)
-    at_work = process.poll() is None
+    was_running = process.poll() is None
     process.kill()
     process.wait()
     process.stdout.close()
-    return at_work
+    return was_running
 
 
 def is_part(found, whole):
-    """Whether all final names hold just what they should."""
+    """Whether each finished shard has the expected checksum."""
     return all(whole.get(name) == digest for name, digest in found.items())
 
 
@@ -78,18 +78,18 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     settings = parser.parse_args()
     rng = random.Random(settings.seed)
-    passed = failed = at_work = 0
+    passed = failed = running = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = make_source(folder / "source")
         begin = time.monotonic()
-        complete(source, folder / "undisturbed")
+        complete(source, folder / "uninterrupted")
         seconds = time.monotonic() - begin
-        whole = checksums(folder / "undisturbed")
+        whole = checksums(folder / "uninterrupted")
         out = folder / "out0"
         for kill in range(1, settings.kills + 1):
             end = time.monotonic() + rng.uniform(0, seconds)
-            at_work += kill_when(start(source, out), lambda end=end: time.monotonic() > end)
+            running += kill_when(start(source, out), lambda end=end: time.monotonic() > end)
             ok = is_part(checksums(out), whole)
             if (out / "meta.json").exists() or kill == settings.kills:  # finished, or the last kill: complete it
                 complete(source, out)
@@ -97,7 +97,7 @@ def main():
                 out = folder / f"out{kill}"
             passed, failed = passed + ok, failed + (not ok)
             print(f"kill {kill}: {'same shards' if ok else 'DIFFERENT SHARDS'}", flush=True)
-    print(f"{at_work} of {settings.kills} kills hit a run at work")
+    print(f"{running} of {settings.kills} kills hit a running process")
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 

@@ -1,1 +1,1 @@
-"""Text from disk or the hub → token shards."""
+"""Documents on disk or on the Hugging Face hub → token shards."""

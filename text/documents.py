@@ -1,8 +1,8 @@
-"""Where text lies: files of several kinds, cut into pieces that any process can read by itself.
+"""Text files of several kinds, cut into pieces that any process can read by itself.
 
-A piece is a small description (which file, from where to where), so the process that hands out work reads no text, and
-workers read in parallel. Only where a file can't be read from its middle (a huge row group) does the piece carry text.
-Cutting never changes tokens: see `CUT`.
+A piece is a small description (which file, from where to where): the process that hands out the work reads no text,
+and workers read in parallel. A piece carries text only where a file cannot be read from the middle (a huge row group).
+Cutting never changes the tokens, see `CUT`.
 """
 
 import functools
@@ -13,19 +13,31 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from system.errors import UserError
-from text import hub
+from text.hub import RangeReader, is_remote
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
 COLUMN = "text"  # of .jsonl and .parquet files
-PIECE_BYTES = 4 << 20  # large beside a hand-over between processes, small beside memory
+PIECE_BYTES = 4 << 20  # large compared with sending a piece to a worker, small compared with memory
 
-# Where a text may be cut without changing its GPT-2 tokens: after a character that is no space, before a space or line
-# feed. No token spans that place, because in GPT-2's pattern whitespace only ever begins a piece. These bytes are such
-# characters: ASCII, CJK ideographs, and the ideographic full stop.
+# Where a text may be cut without changing its GPT-2 tokens: after a character that is not a space, before a space or
+# line feed. In GPT-2's pattern whitespace only begins a match, so no token spans such a place. The first part lists the
+# bytes of some such characters: ASCII, CJK ideographs, and the ideographic full stop.
 CUT = re.compile(rb"(?:[!-~]|[\xe4-\xe9][\x80-\xbf]{2}|\xe3\x80\x82)(?=[ \n])")
+CUT_WINDOW = 1 << 16  # bytes searched at a time
+CUT_LENGTH = 4  # bytes of the longest match of CUT, with the whitespace after it
+
+
+class Piece(Protocol):
+    """A part of a source. Small and picklable, so that it can be sent to a worker process."""
+
+    continues: bool  # whether the first text continues the last document of the piece before
+
+    def texts(self) -> list[str]:
+        """Read the texts, one per document. Raises `UserError` if the file is damaged."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,6 @@ class Span:
 
     @property
     def continues(self):
-        """Whether the first text goes on with the document of the piece before."""
         return self.start > 0 and not is_jsonl(self.path)
 
     def texts(self):
@@ -46,7 +57,7 @@ class Span:
             f.seek(self.start)
             data = f.read(self.stop - self.start)
         if is_jsonl(self.path):
-            return parse_lines(data, self.path, self.start)
+            return parse_jsonl(data, self.path, self.start)
         try:
             return [data.decode("utf-8")]
         except UnicodeDecodeError as error:
@@ -67,42 +78,50 @@ class Rows:
         file = open_parquet(self.path)
         try:
             table = file.read_row_group(self.group, columns=[COLUMN])
-        except OSError as error:  # what pyarrow makes of damaged pages
-            raise UserError(f"{self.path}, row group {self.group}: {error}; fetch the file anew") from error
+        except OSError as error:  # pyarrow raises it for damaged pages
+            raise UserError(f"{self.path}, row group {self.group}: {error}; download the file again") from error
         return [text for text in table[COLUMN].slice(self.start, self.stop - self.start).to_pylist() if text]
 
 
 @dataclass(frozen=True)
-class Given:
-    """Texts themselves."""
+class LoadedTexts:
+    """Texts that are already in memory."""
 
-    given: list[str]
+    loaded: list[str]
     continues: bool = False
 
     def texts(self):
-        return self.given
+        return self.loaded
 
 
 def find_files(pattern):
-    """The files that a path, folder or glob stands for, in a fixed order. Raises `UserError` where there are none."""
+    """The text files of a path, folder or glob pattern, in a fixed order. Raises `UserError` if there are none."""
     if os.path.isfile(pattern):
         return [pattern]
     if os.path.isdir(pattern):
         paths = sorted(p for p in Path(pattern).rglob("*") if p.suffix in SUFFIXES and p.is_file())
         found = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(pattern).parts)]
-        where = f"folder {pattern} holds no file of"
+        problem = f"folder {pattern} holds no file of"
     else:
         found = [p for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
-        where = f"{pattern}: no such file or folder; expected one, or a pattern that matches files, of"
+        problem = f"{pattern}: no such file or folder; expected one, or a pattern that matches files, of"
     if not found:
-        raise UserError(f"{where} {', '.join(SUFFIXES)}")
+        raise UserError(f"{problem} {', '.join(SUFFIXES)}")
     return [str(path) for path in found]
 
 
-def cut_file(path, start=0.0, stop=1.0):
-    """Yield (piece, its part of the file) for the part of a file from `start` to `stop`, both 0 … 1.
+def fingerprint(paths):
+    """A checksum of the paths, sizes and modification times of files, which changes when a file is edited."""
+    stats = [(path, os.stat(path)) for path in paths]
+    facts = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    Neighbouring parts meet exactly: what ends at 0.3 and what begins at 0.3 share no document and lose none.
+
+def cut_file(path, start=0.0, stop=1.0):
+    """Yield (piece, its fraction of the file) for the part of a file from `start` to `stop`, both 0 … 1.
+
+    Adjacent parts neither share nor lose a document: the part that stops at 0.3 ends where the part that starts at 0.3
+    begins.
     """
     if is_parquet(path):
         yield from cut_parquet(path, start, stop)
@@ -118,26 +137,28 @@ def cut_file(path, start=0.0, stop=1.0):
 
 
 def next_cut(path, position, size):
-    """The first place at or after byte `position` where the file may be cut."""
+    """The first byte offset at or after `position` where the file, of `size` bytes, may be cut."""
     if position <= 0 or position >= size:
         return min(max(position, 0), size)
-    if is_jsonl(path):
-        with open(path, "rb") as f:
+    with open(path, "rb") as f:
+        if is_jsonl(path):
             f.seek(position - 1)
             f.readline()
             return f.tell()
-    with open(path, "rb") as f:
         while position < size:
             f.seek(position)
-            found = CUT.search(f.read(1 << 16))
+            found = CUT.search(f.read(CUT_WINDOW))
             if found:
                 return position + found.end()
-            position += (1 << 16) - 4  # so that no place is missed that lies across two windows
+            position += CUT_WINDOW - CUT_LENGTH  # overlap, for a match that spans two windows
     return size
 
 
 def cut_parquet(path, start, stop):
-    """Row groups of ordinary size are left to the workers; a larger one is read here, batch by batch."""
+    """Yield (piece, fraction) of a .parquet file: a row group a piece, or batches of a row group that is large.
+
+    Workers read row groups of ordinary size; large ones on disk are read here, batch by batch.
+    """
     metadata = open_parquet(path).metadata
     total = metadata.num_rows
     first, last = round(start * total), round(stop * total)
@@ -155,6 +176,7 @@ def cut_parquet(path, start, stop):
 
 
 def cut_row_group(path, group, first, last):
+    """Read rows `first` … `last` - 1 of a row group in batches; yield (piece, fraction of the file)."""
     file = open_parquet(path)
     rows = file.metadata.row_group(group).num_rows
     batch_rows = max(1, rows * PIECE_BYTES // text_bytes(file.metadata, group))
@@ -164,7 +186,7 @@ def cut_row_group(path, group, first, last):
         position += len(batch)
         if a < b:
             texts = [text for text in batch.column(0).slice(a, b - a).to_pylist() if text]
-            yield Given(texts), (b - a) / file.metadata.num_rows
+            yield LoadedTexts(texts), (b - a) / file.metadata.num_rows
 
 
 def text_bytes(metadata, group):
@@ -173,25 +195,26 @@ def text_bytes(metadata, group):
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == COLUMN)
 
 
-@functools.lru_cache(maxsize=2)  # a file's footer is read once, not once a row group
+@functools.lru_cache(maxsize=2)  # read the file's footer once, not once per row group
 def open_parquet(path):
+    """Open a .parquet file with a text column, on disk or on the hub. Raises `UserError` for any other file."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         if is_remote(path):
-            file = pyarrow.parquet.ParquetFile(hub.RangeReader(path), pre_buffer=True)
+            file = pyarrow.parquet.ParquetFile(RangeReader(path), pre_buffer=True)
         else:
             file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a whole parquet file ({error}); fetch it anew") from error
+        raise UserError(f"{path} is not a whole parquet file ({error}); download it again") from error
     if COLUMN not in file.schema_arrow.names:
         raise UserError(f"{path} has no column {COLUMN!r}; it has {', '.join(file.schema_arrow.names)}")
     return file
 
 
-def parse_lines(data, path, start):
-    """The texts of whole lines of JSON."""
+def parse_jsonl(data, path, start):
+    """The texts of whole lines of JSON. `path` and `start`, the offset of `data` in it, are for error messages."""
     texts = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
@@ -203,7 +226,7 @@ def parse_lines(data, path, start):
         except UnicodeDecodeError as error:
             raise not_utf8(path, start + error.start) from error
         except (ValueError, KeyError, TypeError) as error:
-            where = f"line {number}" + (f" after byte {start:,}" if start else "")
+            where = f"line {number} after byte {start:,}" if start else f"line {number}"
             raise UserError(f'{path}, {where}: expected JSON like {{"{COLUMN}": "…"}}, found {line[:40]!r}') from error
         if text:
             texts.append(text)
@@ -212,17 +235,6 @@ def parse_lines(data, path, start):
 
 def not_utf8(path, position):
     return UserError(f"{path} is not UTF-8 text (byte {position:,}); convert it, or leave it out")
-
-
-def fingerprint(paths):
-    """Tells whether files are still the ones that were prepared, without reading them."""
-    stats = [(path, os.stat(path)) for path in paths]
-    seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-
-
-def is_remote(path):
-    return path.startswith(hub.SCHEME)
 
 
 def is_jsonl(path):

@@ -1,4 +1,4 @@
-"""What a folder of shards holds: ours or made elsewhere."""
+"""Print what a folder of shards holds, whoever made it."""
 
 import hashlib
 
@@ -7,23 +7,38 @@ from tqdm import tqdm
 
 from system.errors import UserError
 from tokens.shards import open_data, read_meta
-from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
+from tokens.tokenizer import end_of_text_id, get_tokenizer
 
-SHOWN = 64  # tokens
-BLOCK = 1 << 24  # tokens read at a time
+SHOWN_TOKENS = 64  # of each split
+SHOWN_IDS = 16  # of each split, if there is no vocabulary to decode them
+BLOCK_TOKENS = 1 << 24  # read at a time
 
 
 def inspect(folder):
-    """Print counts, tokenizer, documents, first tokens, and whether the content matches its checksums.
+    """Print a folder's counts, tokenizer, documents and first tokens, and verify the checksums of its shards.
 
-    Raises `UserError` where it doesn't, or where `folder` is no folder of whole shards.
+    Raises `UserError` if a checksum differs, or if `folder` is not a complete folder of shards.
     """
-    ours = read_meta(folder) is not None
+    has_checksums = read_meta(folder) is not None
     data = open_data(folder, "python prepare.py SOURCE")
-    tokenizer = try_tokenizer(data.tokenizer)
-    eot = VOCAB_SIZES[data.tokenizer] - 1  # the last id
-    entries = {entry["file"]: entry for entry in data.meta["shards"]}
     print(f"{folder}: {data.meta.get('source', 'no source given')}, {data.tokenizer} tokenizer")
+    damaged = print_counts(data)
+    print(f"largest id: {data.max_id}")
+    print_beginnings(data)
+    if damaged:
+        raise UserError(
+            f"{folder}/{damaged[0]} has changed since it was written (its checksum differs); make the folder again"
+        )
+    if has_checksums:
+        print("the content matches its checksums")
+    else:
+        print("made elsewhere, without checksums: the checksums of its present content are now in meta.json")
+
+
+def print_counts(data):
+    """Print the shards, tokens and documents of each split; returns the names of shards whose checksum differs."""
+    entries = {entry["file"]: entry for entry in data.meta["shards"]}
+    eot = end_of_text_id(data.tokenizer)
     damaged = []
     total = sum(data.tokens(split) for split in data.splits)
     with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", leave=False) as bar:
@@ -37,39 +52,39 @@ def inspect(folder):
                     damaged.append(name)
             tokens = data.tokens(split)
             mean = f", {tokens / documents:,.1f} tokens each" if documents else ""
-            counts = f"{counted(len(shards), 'shard')}, {counted(tokens, 'token')}, {counted(documents, 'document')}"
-            tqdm.write(f"{split:>5}: {counts}{mean}")
-    print(f"largest id: {data.max_id}")
+            counts = (
+                f"{format_count(len(shards), 'shard')}, {format_count(tokens, 'token')},"
+                f" {format_count(documents, 'document')}{mean}"
+            )
+            tqdm.write(f"{split:>5}: {counts}")
+    return damaged
+
+
+def print_beginnings(data):
+    """Print the first tokens of each split as text, or as ids if the vocabulary cannot be loaded."""
+    try:
+        tokenizer = get_tokenizer(data.tokenizer)
+    except UserError as error:
+        print(f"note: {error}")
+        tokenizer = None
     for split, shards in data.splits.items():
-        ids = shards[0][:SHOWN].tolist()
-        print(
-            f"{split:>5} begins: {tokenizer.decode(ids)!r}" if tokenizer else f"{split:>5} begins with ids {ids[:16]}"
-        )
-    if damaged:
-        raise UserError(f"{folder}/{damaged[0]} is not what was written (its checksum differs); make the folder anew")
-    whole = "the content matches its checksums"
-    print(whole if ours else "made elsewhere, without checksums: what it holds now is noted in meta.json")
+        if tokenizer is None:
+            print(f"{split:>5} begins with ids {shards[0][:SHOWN_IDS].tolist()}")
+        else:
+            print(f"{split:>5} begins: {tokenizer.decode(shards[0][:SHOWN_TOKENS].tolist())!r}")
 
 
-def counted(count, noun):
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def format_count(count, noun):
+    """A count with its noun: "1 shard", "2 shards"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def read_shard(shard, eot, bar):
-    """(checksum, documents) of a shard, in blocks so that memory stays flat."""
+    """(checksum, number of documents) of a shard, read in blocks to bound the memory."""
     digest, documents = hashlib.sha256(), 0
-    for start in range(0, len(shard), BLOCK):
-        block = shard[start : start + BLOCK]
+    for start in range(0, len(shard), BLOCK_TOKENS):
+        block = shard[start : start + BLOCK_TOKENS]
         digest.update(block)
         documents += int(np.count_nonzero(block == eot))
         bar.update(len(block))
     return digest.hexdigest(), documents
-
-
-def try_tokenizer(name):
-    """The tokenizer, or None where its vocabulary is out of reach: then ids are shown."""
-    try:
-        return get_tokenizer(name)
-    except UserError as error:
-        print(f"note: {error}")
-        return None

@@ -1,8 +1,8 @@
-"""Token shards on disk: one-dimensional uint16 `.npy`, or llm.c's `.bin`; read by memory map, written atomically.
+"""Token shards on disk: one-dimensional uint16 `.npy`, or llm.c's `.bin`. Memory-mapped to read, written atomically.
 
-A folder holds `NAME_val_000000.npy`, `NAME_train_000001.npy`, … and `meta.json`, which says what the tokens are. A
-folder made elsewhere has no `meta.json`: it is taken as `gpt2` and scanned once for what `meta.json` would say.
-Reading by memory map means that a process owns no copy of the data, and opening 10^10 tokens takes milliseconds.
+A folder holds `NAME_val_000000.npy`, `NAME_train_000001.npy`, … and `meta.json`, which describes them. A folder made
+elsewhere has no `meta.json`: its tokens are taken as `gpt2`, and one scan creates the file.
+With a memory map, a process holds no copy of the data, and 10^10 tokens open in milliseconds.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ META_VERSION = 1
 
 @dataclass(frozen=True)
 class TokenData:
-    """A data folder, opened: the shards of each split (read-only uint16 arrays) and what `meta.json` says of them."""
+    """An opened data folder: the shards of each split as read-only uint16 arrays, and the content of `meta.json`."""
 
     splits: dict[str, list[np.ndarray]]  # "train" and "val"
     tokenizer: str
@@ -33,18 +33,17 @@ class TokenData:
     meta: dict
 
     def tokens(self, split):
+        """The number of tokens of a split."""
         return sum(len(shard) for shard in self.splits[split])
 
 
 def open_data(data_dir, how_to_make):
-    """Open every shard of a folder, checked: header, size, and (from `meta.json` or one scan) the largest id.
+    """Open the shards of a folder as `TokenData`, after checking header, size and token count of each.
 
-    `how_to_make` is the command that makes such a folder; an error names it. Raises `UserError`.
+    `how_to_make` is the command that makes such a folder, for error messages. Raises `UserError`.
     """
     if progress_files(data_dir) and not os.path.exists(os.path.join(data_dir, "meta.json")):
-        raise UserError(
-            f"{data_dir} is unfinished: run the command that fills it once more (it goes on): {how_to_make}"
-        )
+        raise UserError(f"{data_dir} is unfinished: run the command that fills it again, to continue it: {how_to_make}")
     splits = {}
     for split in ("train", "val"):
         paths = list_shards(data_dir, split)
@@ -52,46 +51,57 @@ def open_data(data_dir, how_to_make):
             state = "holds no shard" if os.path.isdir(data_dir) else "does not exist; it should hold a shard"
             raise UserError(f"{data_dir} {state} with {split!r} in its name (.npy or .bin); make them: {how_to_make}")
         splits[split] = {path.name: open_shard(path) for path in paths}
-    opened = splits["train"] | splits["val"]
-    meta = read_meta(data_dir) or scan(data_dir, opened)
-    entries = {entry["file"]: entry for entry in meta["shards"]}
-    for name, tokens in opened.items():
-        if name not in entries:
-            raise UserError(f"{data_dir}/{name} is not listed in meta.json; move it away, or make the folder anew")
-        if entries[name]["tokens"] != len(tokens):
-            counts = f"{len(tokens):,} tokens, meta.json says {entries[name]['tokens']:,}"
-            raise UserError(f"{data_dir}/{name} holds {counts}; make the folder anew: {how_to_make}")
-    missing = sorted(set(entries) - set(opened))
-    if missing:
-        raise UserError(f"{data_dir}/{missing[0]} is listed in meta.json but gone; make the folder anew: {how_to_make}")
+    shards = splits["train"] | splits["val"]
+    meta = read_meta(data_dir)
+    if meta is None:
+        meta = scan(data_dir, shards)
+    check_against_meta(data_dir, shards, meta, how_to_make)
     max_id = max(entry["max_id"] for entry in meta["shards"])
     return TokenData({s: list(a.values()) for s, a in splits.items()}, meta["tokenizer"], max_id, meta)
 
 
+def check_against_meta(data_dir, shards, meta, how_to_make):
+    """Raise `UserError` if the files and token counts of `shards` differ from those in `meta.json`."""
+    entries = {entry["file"]: entry for entry in meta["shards"]}
+    for name, tokens in shards.items():
+        if name not in entries:
+            raise UserError(f"{data_dir}/{name} is not listed in meta.json; move it away, or make the folder again")
+        if entries[name]["tokens"] != len(tokens):
+            counts = f"{len(tokens):,} tokens, meta.json says {entries[name]['tokens']:,}"
+            raise UserError(f"{data_dir}/{name} holds {counts}; make the folder again: {how_to_make}")
+    missing = sorted(set(entries) - set(shards))
+    if missing:
+        raise UserError(
+            f"{data_dir}/{missing[0]} is listed in meta.json but missing; make the folder again: {how_to_make}"
+        )
+
+
 def list_shards(data_dir, split):
-    """The paths of a split's shards, in order of name: files with "train" or "val" in the name."""
+    """The paths of a split's shards, sorted by name."""
     if not os.path.isdir(data_dir):
         return []
     return sorted(p for p in Path(data_dir).iterdir() if p.suffix in SUFFIXES and split_of(p.stem) == split)
 
 
 def split_of(stem):
-    """ "train" or "val", whichever stands last in a shard's name (`interval_train_000001` is no validation shard)."""
+    """ "train" or "val", whichever occurs last in a shard's name (`interval_train_000001` is training), or None."""
     return max(("train", "val"), key=stem.rfind) if "train" in stem or "val" in stem else None
 
 
 def shard_name(name, index, suffix, split=None):
-    """File name of shard `index`: shard 0 is the validation split, unless `split` says otherwise."""
-    return f"{name}_{split or ('val' if index == 0 else 'train')}_{index:06d}{suffix}"
+    """The file name of shard `index`. Unless `split` is given, shard 0 is the validation split."""
+    if split is None:
+        split = "val" if index == 0 else "train"
+    return f"{name}_{split}_{index:06d}{suffix}"
 
 
 def progress_files(data_dir):
-    """What says that a folder is still being filled: see progress.py."""
+    """The files that mark a folder as unfinished, see `text.shard_writer.Progress`."""
     return sorted(Path(data_dir).glob("progress*.json"))
 
 
 def open_shard(path):
-    """A shard's tokens as a read-only memory map, uint16 (n,). Raises `UserError` where header or size are wrong."""
+    """A shard's tokens as a read-only memory map, uint16 (n,). Raises `UserError` if header or size are wrong."""
     path = Path(path)
     try:
         if path.suffix == ".bin":
@@ -102,15 +112,15 @@ def open_shard(path):
         raise UserError(f"{path}: {error.strerror}") from error
     expected, size = offset + 2 * count, path.stat().st_size
     if size != expected:
-        what = "truncated" if size < expected else "too long"
-        raise UserError(f"{path} is {what}: {size:,} bytes, its header says {expected:,}; make this shard anew")
+        problem = "truncated" if size < expected else "too long"
+        raise UserError(f"{path} is {problem}: {size:,} bytes, its header says {expected:,}; make this shard again")
     if count == 0:
-        raise UserError(f"{path} holds no tokens; make this shard anew")
+        raise UserError(f"{path} holds no tokens; make this shard again")
     return np.memmap(path, dtype=np.uint16, mode="r", offset=offset, shape=(count,))
 
 
 def read_bin_header(path):
-    """(offset of the tokens in bytes, their count) of an llm.c file."""
+    """(byte offset of the tokens, number of tokens) of an llm.c file."""
     header = np.fromfile(path, dtype="<i4", count=BIN_HEADER)
     if len(header) < BIN_HEADER or header[0] != BIN_MAGIC:
         found = header[0] if len(header) else "nothing"
@@ -121,7 +131,7 @@ def read_bin_header(path):
 
 
 def read_npy_header(path):
-    """(offset of the tokens in bytes, their count) of a NumPy file."""
+    """(byte offset of the tokens, number of tokens) of a NumPy file."""
     with open(path, "rb") as f:
         try:
             version = np.lib.format.read_magic(f)
@@ -129,16 +139,16 @@ def read_npy_header(path):
             shape, _, dtype = read(f)
         except OSError:
             raise
-        except Exception as error:  # NumPy's parser raises whatever a damaged header makes it trip over
+        except Exception as error:  # NumPy's parser raises many kinds of errors for a damaged header
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is not a NumPy file ({reason}); make this shard anew") from error
+            raise UserError(f"{path} is not a NumPy file ({reason}); make this shard again") from error
         if dtype != np.dtype("<u2") or len(shape) != 1:
             raise UserError(f"{path} holds {dtype} of shape {shape}, expected one-dimensional uint16 tokens")
         return f.tell(), shape[0]
 
 
 def write_shard(path, tokens):
-    """Write tokens, uint16 (n,), so that its name only ever holds a whole shard. Returns its `meta.json` entry."""
+    """Write tokens, uint16 (n,), atomically. Returns the shard's entry in `meta.json`."""
     path, tokens = Path(path), np.ascontiguousarray(tokens, dtype="<u2")
     with AtomicFile(path) as f:
         if path.suffix == ".bin":
@@ -153,7 +163,7 @@ def write_shard(path, tokens):
 
 
 def describe_shard(path, tokens):
-    """A shard's entry in `meta.json`; the checksum is over the tokens, whatever the file's format."""
+    """A shard's entry in `meta.json`. The checksum covers the tokens, so it does not depend on the file format."""
     return {
         "file": Path(path).name,
         "tokens": len(tokens),
@@ -163,7 +173,7 @@ def describe_shard(path, tokens):
 
 
 def read_meta(data_dir):
-    """`meta.json` of a folder, or None where there is none. Raises `UserError` where it can't be read."""
+    """The content of a folder's `meta.json`, or None if there is none. Raises `UserError` if it is damaged."""
     path = Path(data_dir) / "meta.json"
     if not path.exists():
         return None
@@ -173,26 +183,27 @@ def read_meta(data_dir):
     except (ValueError, AttributeError):
         complete = False
     if not complete:
-        raise UserError(f"{path} is damaged: expected JSON with 'tokenizer' and 'shards'; make the folder anew")
+        raise UserError(f"{path} is damaged: expected JSON with 'tokenizer' and 'shards'; make the folder again")
     return meta
 
 
 def write_meta(data_dir, meta):
+    """Write `meta.json` atomically."""
     with AtomicFile(Path(data_dir) / "meta.json") as f:
         f.write(json.dumps({"format_version": META_VERSION} | meta, indent=1).encode() + b"\n")
 
 
-def scan(data_dir, opened):
-    """What `meta.json` would say of a folder made elsewhere; kept there if it may be, so that it is read once."""
-    total = sum(len(tokens) for tokens in opened.values())
+def scan(data_dir, shards):
+    """Read the shards (name → tokens) of a folder made elsewhere; returns the `meta.json` for it, and saves it."""
+    total = sum(len(tokens) for tokens in shards.values())
     entries = []
     with tqdm(total=total, unit="tok", unit_scale=True, desc=f"scanning {data_dir}") as bar:
-        for name, tokens in sorted(opened.items()):
+        for name, tokens in sorted(shards.items()):
             entries.append(describe_shard(name, tokens))
             bar.update(len(tokens))
     meta = {"tokenizer": "gpt2", "source": "made elsewhere", "shards": entries}
     try:
         write_meta(data_dir, meta)
     except OSError:
-        pass  # a read-only folder is scanned each time
+        pass  # the folder is read-only: it is scanned again next time
     return meta

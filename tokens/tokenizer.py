@@ -1,19 +1,31 @@
-"""Text to ids and back: `gpt2` (byte-pair encoding by tiktoken) and `byte` (nothing to download).
+"""Text to token ids and back: `gpt2` (byte-pair encoding by tiktoken) and `byte` (nothing to download).
 
-Both have one id more than text needs, end-of-text, which begins each document. Text never becomes that id, even where
-it spells it out.
+Both have one id more than text needs, end-of-text, which precedes each document. Text is never encoded to that id, even
+if it contains the characters `<|endoftext|>`.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from system.errors import UserError
 
 VOCAB_SIZES = {"gpt2": 50257, "byte": 257}
-EOT_TEXT = b"<|endoftext|>"  # how end-of-text is shown
+TokenizerName = Literal[tuple(VOCAB_SIZES)]  # for settings
+EOT_TEXT = b"<|endoftext|>"  # what the end-of-text id decodes to
+
+
+def tokenizer_of_vocab(vocab_size):
+    """The name of the tokenizer with this vocabulary size, or None."""
+    return next((name for name, size in VOCAB_SIZES.items() if size == vocab_size), None)
+
+
+def end_of_text_id(name):
+    """The end-of-text id of a tokenizer: the last id of its vocabulary."""
+    return VOCAB_SIZES[name] - 1
 
 
 @dataclass(frozen=True)
@@ -22,41 +34,47 @@ class Tokenizer:
     vocab_size: int  # ids are 0 … vocab_size - 1
     eot: int  # the end-of-text id
     encode: Callable[[str], list[int]]
-    encode_array: Callable[[str], np.ndarray]  # the same ids, unsigned integers, with no Python list on the way
+    encode_array: Callable[[str], np.ndarray]  # the same ids as unsigned integers, without an intermediate list
     decode_bytes: Callable[[list[int]], bytes]
 
     def decode(self, ids):
-        """Text of `ids`. A piece of a character at either end, which is no text, shows as U+FFFD."""
+        """Text of `ids`. Incomplete UTF-8 at either end shows as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 def get_tokenizer(name):
-    """The tokenizer called `name`, one of `VOCAB_SIZES`. Raises `UserError` for others or a missing vocabulary."""
-    size = VOCAB_SIZES.get(name)
+    """The tokenizer called `name`. Raises `UserError` for an unknown name or if its vocabulary cannot be loaded."""
     if name == "byte":
-        return Tokenizer("byte", size, 256, lambda text: list(whole(text).encode()), encode_byte_array, decode_byte_ids)
-    if name == "gpt2":
+        encode, encode_array, decode_bytes = encode_bytes, encode_byte_array, decode_byte_ids
+    elif name == "gpt2":
         encoding = load_gpt2_encoding()
-        to_array = functools.partial(encode_gpt2_array, encoding)
-        return Tokenizer("gpt2", size, 50256, encoding.encode_ordinary, to_array, encoding.decode_bytes)
-    raise UserError(f"tokenizer {name!r}: expected one of {', '.join(VOCAB_SIZES)}")
+        encode, decode_bytes = encoding.encode_ordinary, encoding.decode_bytes
+        encode_array = functools.partial(encode_gpt2_array, encoding)
+    else:
+        raise UserError(f"tokenizer {name!r}: expected one of {', '.join(VOCAB_SIZES)}")
+    return Tokenizer(name, VOCAB_SIZES[name], end_of_text_id(name), encode, encode_array, decode_bytes)
 
 
-def decode_byte_ids(ids):
-    return b"".join(EOT_TEXT if i == 256 else bytes((i,)) for i in ids)
+def encode_bytes(text):
+    return list(replace_surrogates(text).encode())
 
 
 def encode_byte_array(text):
-    return np.frombuffer(whole(text).encode(), dtype=np.uint8)
+    return np.frombuffer(replace_surrogates(text).encode(), dtype=np.uint8)
+
+
+def decode_byte_ids(ids):
+    eot = end_of_text_id("byte")
+    return b"".join(EOT_TEXT if i == eot else bytes((i,)) for i in ids)
 
 
 def encode_gpt2_array(encoding, text):
-    """What `encode_ordinary` gives. With no special token allowed or forbidden, all text is ordinary text."""
-    return encoding.encode_to_numpy(whole(text), allowed_special=frozenset(), disallowed_special=())
+    """The ids of `encode_ordinary` as an array: no special token is allowed, and none is an error."""
+    return encoding.encode_to_numpy(replace_surrogates(text), allowed_special=frozenset(), disallowed_special=())
 
 
-def whole(text):
-    """`text` with each half of a surrogate pair (JSON can spell one) replaced by U+FFFD, as tiktoken does."""
+def replace_surrogates(text):
+    """`text` with each unpaired surrogate (JSON can contain them) replaced by U+FFFD, as tiktoken does."""
     try:
         text.encode()
         return text
@@ -65,14 +83,14 @@ def whole(text):
 
 
 def load_gpt2_encoding():
-    import tiktoken  # here, so that byte runs work without it and start sooner
+    import tiktoken  # not needed by the byte tokenizer
 
     try:
         return tiktoken.get_encoding("gpt2")
-    except Exception as error:  # requests, SSL, proxies and the cache each raise their own kinds
+    except Exception as error:  # requests, SSL, proxies and the cache each have their own errors
         try:
             return load_gpt2_encoding_from_hub()
-        except Exception as second:  # as do the hub's libraries
+        except Exception as second:  # so do the hub's libraries
             raise UserError(
                 f"the GPT-2 vocabulary could not be loaded, by tiktoken ({type(error).__name__}) or from the Hugging"
                 f" Face hub ({type(second).__name__}). It is downloaded once: connect, or set HF_ENDPOINT to a mirror,"
@@ -81,7 +99,7 @@ def load_gpt2_encoding():
 
 
 def load_gpt2_encoding_from_hub():
-    """The same encoding, of the same two files as the hub (or its mirror, or its cache) has them."""
+    """The same encoding, built from the same two files on the hub (its mirror, or its cache)."""
     import tiktoken
     from huggingface_hub import constants, get_session, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -94,10 +112,8 @@ def load_gpt2_encoding_from_hub():
     try:
         merges, vocabulary = find(local_files_only=True)
     except LocalEntryNotFoundError:
-        get_session().head(
-            constants.ENDPOINT, timeout=10
-        )  # out of reach, it says so now; `find` tries for half a minute
+        get_session().head(constants.ENDPOINT, timeout=10)  # fails at once without a network; `find` takes 30 s
         merges, vocabulary = find()
-    ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)  # checks that the two agree
-    special = {EOT_TEXT.decode(): 50256}
+    ranks = data_gym_to_mergeable_bpe_ranks(merges, vocabulary)  # verifies that both files agree
+    special = {EOT_TEXT.decode(): end_of_text_id("gpt2")}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)

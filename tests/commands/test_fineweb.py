@@ -1,5 +1,4 @@
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import jsonl_bytes, make_documents, parquet_bytes, split_documents
+from corpus import FILE_BYTES, make_documents, parquet_bytes, split_documents
 from hub_server import serve
 from torture_fineweb import SCRIPT, checksums, complete, is_part, kill_when, make_source, start
 
-from fineweb import cut_row, plan_shards
-from system.errors import UserError
-from text import hub
+import fineweb
+from fineweb import choose_shard_tokens, cut_sequence
 from tokens.shards import open_data
 from tokens.tokenizer import get_tokenizer
 
@@ -35,7 +33,7 @@ ALL = [text for texts in TEXTS for text in texts]
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """Three parquet files on disk, and the checksums of the shards they make."""
+    """A folder of three parquet files, the checksums of their shards, and the folder of shards."""
     folder = tmp_path_factory.mktemp("local")
     (folder / "source").mkdir()
     for i, texts in enumerate(TEXTS):
@@ -46,7 +44,7 @@ def local(tmp_path_factory):
 
 @contextlib.contextmanager
 def serve_hub(source, home):
-    """The hub with those files, and the environment to find it."""
+    """A hub that has those files, and the environment to find it."""
     files = {f"sample/10BT/{path.name}": path.read_bytes() for path in source.iterdir()}
     files |= {"README.md": CARD, "data/CC-MAIN-2013-20/train-00000-of-00001.parquet": parquet_bytes(TEXTS[0])}
     with serve(REPO, files) as server:
@@ -60,32 +58,29 @@ def run(env, out, *args):
     return subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
-def read_texts(out):
+def read_ids(out):
+    """All tokens of a folder, the validation split first."""
     data = open_data(out, "make")
-    ids = np.concatenate(data.splits["val"] + data.splits["train"]).tolist()
-    return split_documents(ids, get_tokenizer(data.tokenizer))
+    return np.concatenate(data.splits["val"] + data.splits["train"]).tolist()
 
 
-def test_local_files_become_a_row_of_shards_with_one_for_validation(local):
+def test_local_files_become_equal_shards_with_one_for_validation(local):
     _, _, out = local
     data = open_data(out, "make")
     assert [len(shard) for shard in data.splits["val"]] == [SHARD]
     assert {len(shard) for shard in data.splits["train"][:-1]} == {SHARD}
-    assert read_texts(out) == ALL
-
-
-def test_the_summary_is_in_meta_json(local):
-    meta = json.loads((local[2] / "meta.json").read_text())
+    ids = read_ids(out)
+    assert split_documents(ids, get_tokenizer("byte")) == ALL
     size = sum(len(text.encode()) for text in ALL)
-    assert meta["documents"] == len(ALL)
-    assert meta["tokens"] == sum(entry["tokens"] for entry in meta["shards"]) == size + len(ALL)
-    assert meta["bytes"] == size
-    assert meta["bytes_per_token"] == pytest.approx(size / meta["tokens"], abs=1e-4)
-    assert meta["seconds"] > 0
+    assert data.meta["documents"] == len(ALL)
+    assert data.meta["tokens"] == len(ids) == size + len(ALL)
+    assert data.meta["bytes"] == size
+    assert data.meta["bytes_per_token"] == pytest.approx(size / len(ids), abs=1e-4)
+    assert data.meta["seconds"] > 0
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_hub_gives_the_same_shards_and_waits_out_trouble(local, tmp_path, streaming):
+def test_hub_gives_the_same_shards_and_requests_are_retried(local, tmp_path, streaming):
     source, expected, _ = local
     with serve_hub(source, tmp_path) as (server, env):
         server.faults |= {"busy": 3, "drop": 1}
@@ -95,7 +90,7 @@ def test_the_hub_gives_the_same_shards_and_waits_out_trouble(local, tmp_path, st
         assert server.faults["busy"] == server.faults["drop"] == 0
         assert "too many requests); trying again in" in done.stderr
         whole = [path for method, path, range_ in server.log if method == "GET" and path.endswith("t") and not range_]
-        assert bool(whole) != streaming  # a stream never asks for a whole file
+        assert bool(whole) != streaming  # with --streaming, only parts of files are requested
         if not streaming:
             server.faults["down"] = True
             done = run(env | {"HF_HUB_OFFLINE": "1"}, tmp_path / "again")
@@ -103,7 +98,7 @@ def test_the_hub_gives_the_same_shards_and_waits_out_trouble(local, tmp_path, st
             assert checksums(tmp_path / "again") == expected
 
 
-def test_a_fraction_downloads_only_that_part(local, tmp_path):
+def test_fraction_downloads_only_that_part(local, tmp_path):
     source, _, _ = local
     with serve_hub(source, tmp_path) as (server, env):
         done = run(env, tmp_path / "out", "--fraction", "0.1")
@@ -111,60 +106,34 @@ def test_a_fraction_downloads_only_that_part(local, tmp_path):
         asked = {path for _, path, range_ in server.log if path.endswith(".parquet")}
         assert len(asked) == 1
         assert all(range_ for method, path, range_ in server.log if path in asked)
-    texts = read_texts(tmp_path / "out")
+    texts = split_documents(read_ids(tmp_path / "out"), get_tokenizer("byte"))
     assert texts == ALL[: len(texts)]
     assert len(texts) == pytest.approx(0.1 * len(ALL), rel=0.1)
 
 
-def test_giving_up_names_the_ways_out(local, tmp_path):
+def test_patience_limits_the_retries(local, tmp_path):
     source, _, _ = local
     with serve_hub(source, tmp_path) as (server, env):
         server.faults["down"] = True
         done = run(env, tmp_path / "out", "--patience", "1")
-        assert done.returncode == 2
-        error = done.stderr.splitlines()[-1]
-        assert error.startswith("error: ")
-        assert all(way in error for way in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "--fraction"))
-        done = run(env | {"HF_DATASETS_OFFLINE": "1"}, tmp_path / "out")
-        assert done.returncode == 2
-        assert "not in the cache" in done.stderr
-
-
-def test_an_unknown_subset_or_data_set_is_named(local, tmp_path):
-    with serve_hub(local[0], tmp_path) as (_, env):
-        done = run(env, tmp_path / "out", "--subset", "sample-10BTT")
-        assert done.returncode == 2
-        assert "sample-10BTT" in done.stderr
-        assert "'sample-10BT'" in done.stderr  # one that there is
-        done = run(env, tmp_path / "out", "--version", "classic")
-        assert done.returncode == 2
-        assert "HuggingFaceFW/fineweb/" in done.stderr
-        assert "answers 404" in done.stderr
-
-
-def test_offline_nothing_is_fetched(monkeypatch):
-    monkeypatch.setattr(hub, "offline", lambda: True)
-    monkeypatch.setattr(hub, "cached", lambda url: None)
-    with pytest.raises(UserError, match=r"a\.parquet is not in the cache"):
-        hub.find_copy("hf://datasets/x/y@main/a.parquet", stream=True)
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert all(way_out in error for way_out in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "--fraction"))
 
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory):
-    """A source that takes a moment, and the checksums of its shards."""
+    """A source that takes a second to tokenize, and the checksums of its shards."""
     folder = tmp_path_factory.mktemp("long")
-    source = make_source(folder / "source", files=2, documents=5000)
+    source = make_source(folder / "source", files=2, documents=3000)
     complete(source, folder / "out", "--num_proc", 2)
     return source, checksums(folder / "out")
 
 
-def test_by_default_a_shard_is_a_twentieth_of_a_small_corpus(long_run):
-    _, expected = long_run
-    assert len(expected) in (20, 21)
-
-
 def test_killed_three_times_the_same_command_makes_the_same_shards(long_run, tmp_path):
     source, expected = long_run
+    assert len(expected) in (20, 21)  # by default, a shard is a twentieth of a small corpus
     out, left = tmp_path / "out", []
     for shards in (1, 6, 13):
         process = start(source, out, "--num_proc", 1 + shards % 2)
@@ -179,38 +148,26 @@ def test_killed_three_times_the_same_command_makes_the_same_shards(long_run, tmp
         assert 0 < len(found) < len(expected)
         assert is_part(found, expected)
         assert not (out / "meta.json").exists()
-    assert "going on after" in complete(source, out, "--num_proc", 2)
+    assert "continuing after" in complete(source, out, "--num_proc", 2)
     assert checksums(out) == expected
 
 
-def test_ctrl_c_stops_cleanly_and_leaves_no_process(long_run, tmp_path):
+def test_ctrl_c_leaves_no_process_and_workers_do_not_import_torch(long_run, tmp_path):
     process = start(long_run[0], tmp_path / "out", "--num_proc", 2)
     while not list((tmp_path / "out").glob("*.npy")):
         time.sleep(0.001)
     left = children_of(process)
+    libraries = [path.read_text() for pid in [process.pid, *left] if (path := Path(f"/proc/{pid}/maps")).exists()]
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=30)[0].decode()
     assert process.returncode == 130
     assert "Traceback" not in text
     wait_for_end(left)
-
-
-def test_a_killed_worker_is_noticed(long_run, tmp_path):
-    process = start(long_run[0], tmp_path / "out", "--num_proc", 1)
-    while not list((tmp_path / "out").glob("*.npy")):
-        time.sleep(0.01)
-    workers = [pid for pid in children_of(process) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
-    if not workers:
-        process.kill()
-        pytest.skip("no /proc to find the worker in")
-    os.kill(int(workers[0]), signal.SIGKILL)
-    text = process.communicate(timeout=30)[0].decode()
-    assert process.returncode == 2
-    assert "a worker process was killed" in text
+    assert not any("libtorch" in mapped for mapped in libraries)
 
 
 def children_of(process):
-    """Ids of a process's children; none where there is no /proc."""
+    """The ids of a process's children; [] without /proc."""
     try:
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     except OSError:
@@ -219,13 +176,13 @@ def children_of(process):
 
 def wait_for_end(pids):
     end = time.monotonic() + 10
-    while any(map(runs, pids)):
-        assert time.monotonic() < end, "a process was left behind"
+    while any(map(is_running, pids)):
+        assert time.monotonic() < end, "a process is still running"
         time.sleep(0.01)
 
 
-def runs(pid):
-    """Whether a process is there, and is no zombie."""
+def is_running(pid):
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -233,7 +190,7 @@ def runs(pid):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file size are POSIX")
-def test_a_full_disk_stops_it_with_the_space_it_needs_and_what_is_finished_stays(long_run, tmp_path):
+def test_full_disk_is_reported_with_the_space_needed_and_the_command_continues(long_run, tmp_path):
     source, expected = long_run
     out = tmp_path / "out"
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
@@ -249,39 +206,39 @@ def test_a_full_disk_stops_it_with_the_space_it_needs_and_what_is_finished_stays
     assert checksums(out) == expected
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_the_workers_of_a_cluster_make_together_what_one_makes(tmp_path, kind):
-    make = {"parquet": parquet_bytes, "jsonl": jsonl_bytes}[kind]
+@pytest.mark.parametrize("kind", FILE_BYTES)
+def test_cluster_workers_together_write_all_documents(tmp_path, kind):
     for i, texts in enumerate(TEXTS):
-        (tmp_path / f"{i}.{kind}").write_bytes(make(texts))
+        (tmp_path / f"{i}.{kind}").write_bytes(FILE_BYTES[kind](texts))
+    args = ["--source", f"{tmp_path}/*.{kind}", "--out", f"{tmp_path}/out", "--num_workers=3", "--num_proc=1"]
     for worker in range(3):
         assert not (tmp_path / "out" / "meta.json").exists()
-        share = ["--worker", worker, "--num_workers", 3, "--num_proc", 1, "--shard_tokens", 10_000]
-        complete(tmp_path / f"*.{kind}", tmp_path / "out", *share)
+        fineweb.main([*args, f"--worker={worker}", "--tokenizer=byte", "--shard_tokens=10000"])
     assert len(list((tmp_path / "out").glob("*val*"))) == 1
     data = open_data(tmp_path / "out", "make")
     assert data.meta["documents"] == len(ALL)
-    tokenizer, texts = get_tokenizer("byte"), []
+    texts = []
     for worker in range(3):
-        names = sorted((entry["file"] for entry in data.meta["shards"]), key=number)
-        mine = [np.load(tmp_path / "out" / name) for name in names if number(name) % 3 == worker]
-        texts += split_documents(np.concatenate(mine).tolist(), tokenizer)
+        names = sorted((entry["file"] for entry in data.meta["shards"]), key=shard_number)
+        mine = [np.load(tmp_path / "out" / name) for name in names if shard_number(name) % 3 == worker]
+        texts += split_documents(np.concatenate(mine).tolist(), get_tokenizer("byte"))
     assert texts == ALL
 
 
-def number(name):
+def shard_number(name):
     return int(name[-10:-4])
 
 
-def test_stretches_of_a_row_of_files_meet():
+def test_cut_sequence_parts_meet():
     files = [("a", 10), ("b", 0), ("c", 30)]
-    assert cut_row(files, 0, 1) == [("a", 0.0, 1.0, 10), ("c", 0.0, 1.0, 30)]
-    assert cut_row(files, 0.125, 0.5) == [("a", 0.5, 1.0, 5), ("c", 0.0, pytest.approx(1 / 3), pytest.approx(10))]
+    assert cut_sequence(files, 0, 1) == [("a", 0.0, 1.0, 10), ("c", 0.0, 1.0, 30)]
+    third = pytest.approx(1 / 3)
+    assert cut_sequence(files, 0.125, 0.5) == [("a", 0.5, 1.0, 5), ("c", 0.0, third, pytest.approx(10))]
 
 
 @pytest.mark.parametrize(
     ("asked", "expected", "shard"),
     [(None, 10**10, 10**8), (None, 10**7, 500_000), (None, 3, 1), (1000, 5000, 1000), (1000, 1500, 750)],
 )
-def test_there_are_always_training_shards(asked, expected, shard):
-    assert plan_shards(asked, expected) == shard
+def test_choose_shard_tokens_leaves_training_shards(asked, expected, shard):
+    assert choose_shard_tokens(asked, expected) == shard

@@ -1,4 +1,4 @@
-"""Downloads: continued after a broken connection, accepted only with the right checksum."""
+"""Downloads from a real local server that breaks off, continues and delivers the wrong file."""
 
 import hashlib
 import http.server
@@ -6,14 +6,16 @@ import threading
 
 import pytest
 
-from system.download import download
+from system.download import download, download_from_any
 from system.errors import UserError
 
-BODY = bytes(range(256)) * 3000
+BODY = bytes(range(256)) * 1000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+NO_SERVER = "http://127.0.0.1:9/file"  # nothing listens on port 9
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves BODY with byte ranges, and closes the first connection after half of it."""
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves BODY, with ranges. The first response breaks off half-way."""
 
     def do_GET(self):
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
@@ -24,8 +26,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(BODY) - start))
         self.end_headers()
-        first = len(self.server.starts) == 1
-        self.wfile.write(BODY[start : len(BODY) // 2] if first else BODY[start:])
+        stop = len(BODY) // 2 if len(self.server.starts) == 1 else None
+        self.wfile.write(BODY[start:stop])
 
     def log_message(self, *args):
         pass
@@ -33,24 +35,45 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.starts = []
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        server.url = f"http://127.0.0.1:{server.server_port}/file"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_download_continues_a_broken_download(tmp_path, server):
-    url, path = f"http://127.0.0.1:{server.server_port}/f.jsonl", tmp_path / "new" / "f.jsonl"
-    sha256 = hashlib.sha256(BODY).hexdigest()
-    with pytest.raises(UserError, match=r"broke off.*run it again.*pass --data"):
-        download(url, path, sha256, "or pass --data FILE")
-    assert not path.exists(), "an incomplete file never gets the final name"
-    download(url, path, sha256, "")
+def test_download_continues_where_it_broke_off(tmp_path, server):
+    path = tmp_path / "new" / "file"
+    with pytest.raises(UserError, match=r"broke off.*run it again.*or pass --data FILE"):
+        download(server.url, path, SHA256, "or pass --data FILE")
+    assert not path.exists(), "an incomplete file must not have the final name"
+    download(server.url, path, SHA256, "")
     assert path.read_bytes() == BODY
     assert server.starts == [0, len(BODY) // 2]
-    with pytest.raises(UserError, match="checksum"):
-        download(url, tmp_path / "g.jsonl", "0" * 64, "")
-    assert not list(tmp_path.glob("g.jsonl*"))
-    (tmp_path / "h.jsonl.part").write_bytes(BODY)  # complete already: the server answers 416
-    download(url, tmp_path / "h.jsonl", sha256, "")
+
+
+def test_download_uses_a_part_file_that_is_already_complete(tmp_path, server):
+    (tmp_path / "file.part").write_bytes(BODY)
+    download(server.url, tmp_path / "file", SHA256, "")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_download_deletes_a_file_with_another_checksum(tmp_path, server):
+    server.starts.append(0)  # so that the response is complete
+    with pytest.raises(UserError, match="another checksum"):
+        download(server.url, tmp_path / "file", "0" * 64, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_from_any_tries_each_url_and_downloads_once(tmp_path, server, capsys):
+    path = tmp_path / "file"
+    path.write_bytes(b"another version")
+    with pytest.raises(UserError, match=r"could not be fetched from 2 places: connect, or save the file as .*file$"):
+        download_from_any((NO_SERVER, "not a url"), path, SHA256, "connect")
+    server.starts.append(0)
+    for _ in range(2):  # the second call finds the file
+        download_from_any((NO_SERVER, server.url), path, SHA256, "connect")
+    assert path.read_bytes() == BODY
+    assert server.starts == [0, 0]
+    assert "refused" in capsys.readouterr().out

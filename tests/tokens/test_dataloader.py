@@ -1,4 +1,4 @@
-"""Which tokens make a step: every window once an epoch, the same for every B and world size."""
+"""The order of the training data: every window once per epoch, the same for every B and world size."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ T = 8
 
 
 def make_windows(lengths=(100, 57, 9, 8, 1), T=T):
-    """Shards of consecutive numbers, so that a token tells where it stands."""
+    """Shards of consecutive numbers: the value of a token is its position."""
     starts = np.cumsum([0, *lengths])
     return Windows([np.arange(a, a + n, dtype=np.uint16) for a, n in zip(starts, lengths, strict=False)], T)
 
 
 def expected_windows(lengths=(100, 57, 9, 8, 1)):
-    """First tokens of all windows, counted out by hand: ⌊(n-1)/T⌋ a shard, none across shards."""
+    """The first tokens of all windows, from the definition: ⌊(n-1)/T⌋ per shard, none across shards."""
     firsts, start = [], 0
     for n in lengths:
         firsts += [start + i * T for i in range((n - 1) // T)]
@@ -25,7 +25,7 @@ def expected_windows(lengths=(100, 57, 9, 8, 1)):
 
 
 def take(loader, steps):
-    """First tokens of the windows of each step."""
+    """The first tokens of the windows of each step."""
     return [[row for x, _ in loader.next_step() for row in x[:, 0].tolist()] for _ in range(steps)]
 
 
@@ -34,12 +34,12 @@ def flat(steps):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 1000, 4097])
-def test_the_order_is_a_permutation_for_every_size(n):
+def test_permute_is_a_permutation_for_every_size(n):
     for epoch in range(3):
         assert sorted(permute(np.arange(n), n, (1337, epoch)).tolist()) == list(range(n))
 
 
-def test_the_order_differs_by_epoch_and_seed_and_looks_random():
+def test_permute_differs_by_epoch_and_seed_and_shows_no_pattern():
     n = 10_000
     orders = [permute(np.arange(n), n, key) for key in ((1, 0), (1, 1), (2, 0))]
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -49,7 +49,7 @@ def test_the_order_differs_by_epoch_and_seed_and_looks_random():
         assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.05
 
 
-def test_every_window_of_an_epoch_comes_exactly_once():
+def test_windows_of_an_epoch_are_each_taken_once():
     windows = make_windows()
     assert len(windows) == 12 + 7 + 1
     loader = TrainLoader(windows, B=2, total_batch_size=4 * T, seed=1)
@@ -60,7 +60,7 @@ def test_every_window_of_an_epoch_comes_exactly_once():
     assert again != epoch
 
 
-def test_inputs_and_targets_are_neighbours_within_one_shard():
+def test_windows_pair_each_token_with_the_next_of_the_same_shard():
     loader = TrainLoader(make_windows(), B=4, total_batch_size=4 * T, seed=1)
     for x, y in loader.next_step():
         assert x.shape == y.shape == (4, T)
@@ -69,7 +69,7 @@ def test_inputs_and_targets_are_neighbours_within_one_shard():
 
 
 @pytest.mark.parametrize(("B", "world_size"), [(1, 1), (2, 1), (8, 1), (1, 2), (4, 2), (1, 4), (2, 4)])
-def test_a_step_is_the_same_for_every_B_and_world_size(B, world_size):
+def test_train_loader_step_is_the_same_for_every_B_and_world_size(B, world_size):
     windows = make_windows()
     reference = take(TrainLoader(windows, B=4, total_batch_size=8 * T, seed=7), 6)
     loaders = [TrainLoader(windows, B, 8 * T, 7, rank, world_size) for rank in range(world_size)]
@@ -79,13 +79,13 @@ def test_a_step_is_the_same_for_every_B_and_world_size(B, world_size):
         assert rows == expected
 
 
-def test_a_step_may_be_longer_than_an_epoch():
+def test_train_loader_step_may_be_longer_than_an_epoch():
     loader = TrainLoader(make_windows(), B=5, total_batch_size=50 * T, seed=1)
     (step,) = take(loader, 1)
     assert sorted(step[:20]) == sorted(step[20:40]) == expected_windows()
 
 
-def test_a_loader_resumes_from_two_integers():
+def test_train_loader_resumes_from_two_integers():
     windows = make_windows()
     loader = TrainLoader(windows, B=2, total_batch_size=4 * T, seed=3)
     take(loader, 3)
@@ -98,7 +98,7 @@ def test_a_loader_resumes_from_two_integers():
 
 
 @pytest.mark.parametrize(("B", "world_size"), [(1, 1), (3, 1), (7, 1), (2, 2), (3, 3)])
-def test_validation_is_the_same_tokens_for_every_B_and_world_size(B, world_size):
+def test_validation_batches_are_the_same_tokens_for_every_B_and_world_size(B, world_size):
     windows, val_tokens = make_windows(), 11 * T + 3
     seen, counts = [], []
     for rank in range(world_size):
@@ -112,11 +112,11 @@ def test_validation_is_the_same_tokens_for_every_B_and_world_size(B, world_size)
     assert len(set(counts)) == 1
 
 
-def test_validation_of_more_than_there_is_takes_all():
+def test_validation_batches_of_more_tokens_than_the_split_holds_are_the_whole_split():
     rows = sum((y[:, 0] != -1).sum().item() for _, y in validation_batches(make_windows(), 3, 10**9))
     assert rows == 20
 
 
-def test_a_split_shorter_than_a_window_is_named():
+def test_windows_report_a_split_shorter_than_one_window():
     with pytest.raises(UserError, match=r"val split's longest shard has 8 tokens, fewer than T \+ 1 = 9"):
         Windows([np.arange(8, dtype=np.uint16)], T, "val")

@@ -1,3 +1,5 @@
+"""Token shards: both file formats, damaged files, and folders with and without meta.json."""
+
 import json
 import struct
 
@@ -11,21 +13,21 @@ TOKENS = np.array([50256, 1, 2, 65535, 0], dtype=np.uint16)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".bin"])
-def test_what_is_written_is_read(tmp_path, suffix):
+def test_write_shard_then_open_shard_returns_the_tokens(tmp_path, suffix):
     entry = write_shard(tmp_path / f"x{suffix}", TOKENS)
     assert open_shard(tmp_path / f"x{suffix}").tolist() == TOKENS.tolist()
     assert (entry["tokens"], entry["max_id"]) == (5, 65535)
 
 
-def test_npy_is_numpys_own(tmp_path):
+def test_write_shard_npy_is_readable_by_numpy(tmp_path):
     write_shard(tmp_path / "x.npy", TOKENS)
     array = np.load(tmp_path / "x.npy")
     assert array.dtype == np.uint16
     assert array.tolist() == TOKENS.tolist()
 
 
-def test_bin_is_what_llmc_reads(tmp_path):
-    """dataloader.h: 256 int32 (magic, version, count), then uint16, and a size that fits exactly."""
+def test_write_shard_bin_has_llmcs_layout(tmp_path):
+    """llm.c, dataloader.h: a header of 256 int32 (magic, version, count), then exactly `count` uint16."""
     write_shard(tmp_path / "x.bin", TOKENS)
     data = (tmp_path / "x.bin").read_bytes()
     assert struct.unpack("<3i", data[:12]) == (20240520, 1, 5)
@@ -40,7 +42,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("suffix", [".npy", ".bin"])
 @pytest.mark.parametrize("how", ["truncated", "too long", "not a"])
-def test_a_damaged_shard_is_named(tmp_path, suffix, how):
+def test_open_shard_reports_a_damaged_file(tmp_path, suffix, how):
     path = tmp_path / f"x{suffix}"
     write_shard(path, TOKENS)
     damage(path, how)
@@ -48,7 +50,7 @@ def test_a_damaged_shard_is_named(tmp_path, suffix, how):
         open_shard(path)
 
 
-def test_other_arrays_are_no_shards(tmp_path):
+def test_open_shard_reports_other_arrays(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(4, np.float32))
     with pytest.raises(UserError, match=r"float32.*expected one-dimensional uint16"):
         open_shard(tmp_path / "x.npy")
@@ -68,7 +70,7 @@ def test_other_arrays_are_no_shards(tmp_path):
         ("notes", None),
     ],
 )
-def test_the_last_word_of_a_name_is_its_split(stem, split):
+def test_split_of_is_the_last_split_in_the_name(stem, split):
     assert split_of(stem) == split
 
 
@@ -77,7 +79,7 @@ def make_folder(tmp_path, name="edufineweb"):
     write_meta(tmp_path, {"tokenizer": "byte", "source": "s", "shards": entries})
 
 
-def test_shard_0_is_validation_and_order_is_by_number(tmp_path):
+def test_open_data_reads_shard_0_as_validation_and_sorts_by_number(tmp_path):
     make_folder(tmp_path, "valuable_train")
     data = open_data(tmp_path, "make")
     assert [shard[0] for shard in data.splits["val"]] == [50256]
@@ -85,7 +87,7 @@ def test_shard_0_is_validation_and_order_is_by_number(tmp_path):
     assert data.tokenizer == "byte"
 
 
-def test_a_foreign_folder_is_taken_as_gpt2_and_scanned_once(tmp_path):
+def test_open_data_scans_a_foreign_folder_once_as_gpt2(tmp_path):
     write_shard(tmp_path / "tiny_shakespeare_train.bin", TOKENS)
     write_shard(tmp_path / "tiny_shakespeare_val.bin", TOKENS[:2])
     data = open_data(tmp_path, "make")
@@ -96,7 +98,7 @@ def test_a_foreign_folder_is_taken_as_gpt2_and_scanned_once(tmp_path):
     }
 
 
-def test_a_folder_and_its_meta_must_agree(tmp_path):
+def test_open_data_reports_files_that_differ_from_meta_json(tmp_path):
     make_folder(tmp_path)
     extra = tmp_path / "more_train_000009.npy"
     write_shard(extra, TOKENS)
@@ -107,11 +109,11 @@ def test_a_folder_and_its_meta_must_agree(tmp_path):
     with pytest.raises(UserError, match=r"holds 3 tokens, meta.json says 5"):
         open_data(tmp_path, "make")
     list_shards(tmp_path, "train")[0].unlink()
-    with pytest.raises(UserError, match=r"edufineweb_train_000001.npy is listed .* but gone"):
+    with pytest.raises(UserError, match=r"edufineweb_train_000001.npy is listed .* but missing"):
         open_data(tmp_path, "make")
 
 
-def test_missing_and_unfinished_folders_are_named_with_the_command_that_mends_them(tmp_path):
+def test_open_data_reports_missing_and_unfinished_folders_with_the_command_to_run(tmp_path):
     with pytest.raises(UserError, match=r"nowhere does not exist.*python prepare.py"):
         open_data(tmp_path / "nowhere", "python prepare.py stdlib")
     make_folder(tmp_path)

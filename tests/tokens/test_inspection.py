@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from system.errors import UserError
+from tokens.inspection import inspect
+from tokens.shards import shard_name, write_meta, write_shard
+
+
+def byte_shard(folder, index, text):
+    return write_shard(folder / shard_name("a", index, ".npy"), np.array([256, *text.encode()], np.uint16))
+
+
+def test_inspect_prints_the_content_and_finds_a_flipped_bit(tmp_path, capsys):
+    entries = [byte_shard(tmp_path, 0, "end"), byte_shard(tmp_path, 1, "some text, " * 450)]
+    write_meta(tmp_path, {"tokenizer": "byte", "source": "s", "shards": entries})
+    inspect(tmp_path)
+    printed = capsys.readouterr().out
+    assert "train: 1 shard, 4,951 tokens, 1 document, 4,951.0 tokens each" in printed
+    assert "byte tokenizer" in printed
+    assert "'<|endoftext|>some text, some" in printed
+    assert "matches its checksums" in printed
+    path = tmp_path / "a_train_000001.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a_train_000001\.npy has changed since it was written"):
+        inspect(tmp_path)
+
+
+def test_inspect_reads_shards_made_elsewhere(tmp_path, capsys):
+    for name in ("x_train.bin", "x_val.bin"):
+        header = np.zeros(256, "<i4")
+        header[:3] = 20240520, 1, 3
+        (tmp_path / name).write_bytes(header.tobytes() + np.array([50256, 1, 50256], "<u2").tobytes())
+    inspect(tmp_path)
+    printed = capsys.readouterr().out
+    assert "gpt2 tokenizer" in printed
+    assert "3 tokens, 2 documents, 1.5 tokens each" in printed
+    assert "made elsewhere" in printed
