@@ -61,11 +61,15 @@ class GPTConfig:
 
 
 class Linear(nn.Linear):
+    product = staticmethod(linear)
+
     def forward(self, x):
-        return linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
 
 
 class CausalSelfAttention(nn.Module):
+    attention = staticmethod(causal_attention)
+
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
@@ -76,7 +80,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, cache=None, layer=None):
         qkv = self.c_attn(x)  # (B, T, 3C)
         if cache is None:
-            y = causal_attention(qkv, self.n_head, self.dropout if self.training else 0.0)  # (B, T, C)
+            y = self.attention(qkv, self.n_head, self.dropout if self.training else 0.0)  # (B, T, C)
         else:
             q, k, v = split_heads(qkv, self.n_head)  # (B, nh, T, hs) each
             k, v, visible = cache.append(layer, k, v)  # (B, nh, S, hs) each; visible: see `Cache`
@@ -111,6 +115,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    head_loss = staticmethod(head_loss)
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -209,7 +215,8 @@ class GPT(nn.Module):
         x = self.hidden(idx)
         if targets is None:
             return self.logits(x)
-        losses = head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), self.config.vocab_size)  # (B·T,)
+        rows = x.flatten(0, 1)  # (B·T, C)
+        losses = self.head_loss(rows, self.lm_head.weight, targets.flatten(), self.config.vocab_size)  # (B·T,)
         if reduction == "none":
             return losses.view_as(targets)
         return losses.sum() / (targets != IGNORE).sum()

@@ -1,37 +1,43 @@
-"""Training speed: ours beside Hugging Face's `GPT2LMHeadModel`, same sizes, number format, optimizer and compiling.
+"""Training speed: our GPT compared with Hugging Face's `GPT2LMHeadModel`, both trained by the loop of train_gpt2.py.
 
-Each variant runs in a process of its own, so that neither the allocator's settings nor the peak memory of one are the
-other's. `python -m benchmarks.train '{…}'` is such a process.
+Each variant runs in a process of its own (`python -m benchmarks.train '{…}'`), so that allocator settings and peak
+memory of one do not affect the other.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 
 import torch
 from torch.nn import functional as F
 
-import model as model_file
 from benchmarks.measure import Row, peak_rss
-from model import GPT, GPTConfig
-from ops import linear as linear_file
-from ops.attention import merge_heads, sdpa_attention, split_heads
+from model import GPT, GPTConfig, Linear
+from ops.attention import causal_attention, merge_heads, sdpa_attention, split_heads
 from ops.cross_entropy import IGNORE
 from system import runtime
 from system.errors import UserError
+from system.signals import StopRequest
+from train_gpt2 import train
 from training import costs
-from training.optimizer import Optimizers, build_optimizers
+from training.config import TrainConfig
+from training.optimizer import OPTIMIZERS, Optimizers
+from training.parallel import wrap_model
+from training.profiling import StepProfiler
+from training.progress import Progress
+from training.state import Run, TrainState
+from training.update_filter import UpdateFilter
 
 OURS, HUGGING_FACE = "ours", "Hugging Face"
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to train GPT-2 124M, or a smaller model of its kind, on random tokens."""
+    """One way to train GPT-2 124M, or fewer of its layers, on random tokens."""
 
     code: str = OURS
     device: str = "cpu"
@@ -40,15 +46,15 @@ class Variant:
     T: int = 512
     n_layer: int = 12
     compile: bool = False
-    keep_memory: bool = True  # runtime.keep_freed_memory: ours always, Hugging Face's on request
-    tf32: bool = True  # CUDA: for what stays float32
-    onednn: bool = True  # linear.py, for float32 on a CPU
-    attention: str = "ours"  # or "sdpa", or "naive": all scores of a row in memory
+    keep_memory: bool = True  # runtime.keep_freed_memory
+    tf32: bool = True  # CUDA: for products that stay in float32
+    onednn: bool = True  # ops.linear, for float32 on a CPU
+    attention: str = "ours"  # a key of ATTENTION
     pad_vocabulary: bool = True
     fused: bool = True  # AdamW in one kernel
-    head_loss: bool = True  # loss.head_loss rather than torch's cross-entropy
+    head_loss: bool = True  # ops.cross_entropy.head_loss instead of torch's cross-entropy
     grad_accum_steps: int = 1
-    warmup: int = 3  # freed memory is kept, but all of it has to be had once
+    warmup: int = 3  # steps not timed: the allocator reaches its final size in the third
     runs: int = 5
 
 
@@ -144,46 +150,109 @@ def cuda_rows(settings):
     return rows + compare("train/124M/bf16/16x1024/eager", eager, dataclasses.replace(eager, code=HUGGING_FACE))
 
 
+class RandomTokens:
+    """A loader of random tokens that ends the run after the variant's timed steps."""
+
+    def __init__(self, variant, rank):
+        self.variant, self.grad_accum_steps = variant, variant.grad_accum_steps
+        self.generator = torch.Generator().manual_seed(rank)
+        self.steps_left = variant.warmup + variant.runs
+
+    def next_step(self):
+        if self.steps_left == 0:
+            raise EndOfRun
+        self.steps_left -= 1
+        v = self.variant
+        tokens = torch.randint(50257, (v.grad_accum_steps, v.B, v.T + 1), generator=self.generator)
+        return ((part[:, :-1], part[:, 1:]) for part in tokens)
+
+
+class EndOfRun(Exception):
+    """Raised by `RandomTokens` after the last timed step."""
+
+
+class ValuesInMemory:
+    """Stands in for the run's log: keeps the loss and milliseconds of each step."""
+
+    def __init__(self):
+        self.losses, self.seconds = [], []
+
+    def write(self, step, **values):
+        self.losses.append(values["train"])
+        self.seconds.append(values["dt_ms"] / 1000)
+
+
 def worker(variant):
-    """Train on random tokens and time each step; prints a `Result` as JSON."""
+    """Train on random tokens with the loop of train_gpt2.py and print a `Result` as JSON."""
     rt = runtime.start(variant.device, variant.dtype, seed=1337, keep_memory=variant.keep_memory)
     if not variant.tf32:
         torch.set_float32_matmul_precision("highest")
-    leave_out(variant)
-    step = (ours if variant.code == OURS else hugging_face)(variant, rt)
-    generator = torch.Generator().manual_seed(rt.rank)
-    seconds = []
-    for _ in range(variant.warmup + variant.runs):
-        tokens = torch.randint(50257, (variant.grad_accum_steps, variant.B, variant.T + 1), generator=generator)
-        tokens = tokens.to(rt.device)
-        rt.synchronize()
-        start = time.perf_counter()
-        loss = step(tokens)
-        rt.synchronize()
-        seconds.append(time.perf_counter() - start)
+    log = ValuesInMemory()
+    with contextlib.suppress(EndOfRun):
+        train(make_run(variant, rt, log))
+    rt.synchronize()
     peak = torch.cuda.max_memory_allocated() if rt.device.type == "cuda" else peak_rss()
     if rt.master:
-        result = Result(seconds[variant.warmup :], seconds[0], peak, float(loss))
+        result = Result(log.seconds[variant.warmup :], log.seconds[0], peak, log.losses[-1])
         print(json.dumps(dataclasses.asdict(result)), flush=True)
     rt.close()
 
 
-def leave_out(variant):
-    """Take out of this process what a lower rung of the ladder does without."""
-    if not variant.onednn:
-        linear_file.onednn_is_faster = lambda: False
-    if variant.attention == "sdpa":
-        model_file.causal_attention = sdpa_attention
-    if variant.attention == "naive":
-        model_file.causal_attention = naive_attention
-    if not variant.pad_vocabulary:
-        model_file.VOCAB_MULTIPLE = 1
+def make_run(variant, rt, log):
+    """A `Run` as `training.setup` makes it, but without data, evaluations and a folder."""
+    total = variant.B * variant.T * variant.grad_accum_steps * rt.world_size
+    cfg = TrainConfig(B=variant.B, T=variant.T, total_batch_size=total, compile=variant.compile, warmup_steps=0)
+    model = (our_model if variant.code == OURS else HuggingFace)(variant).to(rt.device)
+    eval_model, train_model = wrap_model(model, cfg, rt)
+    if variant.fused:
+        optimizers = Optimizers(OPTIMIZERS["adamw"](model, cfg))
+    else:  # one small kernel after the other
+        groups = model.optimizer_groups(cfg.weight_decay)
+        optimizers = Optimizers([torch.optim.AdamW(groups, lr=cfg.max_lr, betas=(0.9, 0.95), foreach=False)])
+    state, scaler = TrainState(), torch.amp.GradScaler(rt.device.type, enabled=False)
+    return Run(
+        cfg=cfg,
+        rt=rt,
+        stop_request=StopRequest(),
+        state=state,
+        model=model,
+        train_model=train_model,
+        eval_model=eval_model,
+        optimizers=optimizers,
+        scaler=scaler,
+        loader=RandomTokens(variant, rt.rank),
+        tokenizer_name="gpt2",
+        evaluations=[],
+        log=log,
+        progress=Progress(cfg, rt, model.config, log),
+        update_filter=UpdateFilter(cfg, rt, scaler, state, log),
+        profiler=StepProfiler(cfg, rt, 0),
+    )
+
+
+def our_model(variant):
+    """Our GPT, with the functions that the variant replaces."""
+    config = GPTConfig if variant.pad_vocabulary else UnpaddedConfig
+    model = GPT(config(n_layer=variant.n_layer))
+    for block in model.transformer.h:
+        block.attn.attention = ATTENTION[variant.attention]
     if not variant.head_loss:
-        model_file.head_loss = plain_loss
+        model.head_loss = plain_loss
+    if not variant.onednn:
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.product = F.linear
+    return model
+
+
+class UnpaddedConfig(GPTConfig):
+    """GPT-2's config without padding of the vocabulary."""
+
+    padded_vocab_size = property(lambda self: self.vocab_size)
 
 
 def naive_attention(qkv, n_head, dropout_p):
-    """Attention as its formula has it: scores (B, nh, T, T), a mask, a softmax, a product."""
+    """Attention as its formula states it: scores (B, nh, T, T), a mask, a softmax, a product."""
     q, k, v = split_heads(qkv, n_head)
     T, hs = q.shape[2:]
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
@@ -191,66 +260,31 @@ def naive_attention(qkv, n_head, dropout_p):
     return merge_heads(F.softmax(scores, dim=-1) @ v)
 
 
+ATTENTION = {"ours": causal_attention, "sdpa": sdpa_attention, "naive": naive_attention}
+
+
 def plain_loss(x, weight, targets, vocab_size):
     logits = F.linear(x, weight)[:, :vocab_size].float()
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
 
 
-def ours(variant, rt):
-    """A function that makes one update, as `train_gpt2.Trainer.update` does."""
-    from training.config import TrainConfig
-    from training.parallel import wrap_model
+class HuggingFace(torch.nn.Module):
+    """`transformers`' GPT-2 in the place of ours: the same loop, optimizer and clipping train it."""
 
-    model = GPT(GPTConfig(n_layer=variant.n_layer)).to(rt.device)
-    _, train_model = wrap_model(model, TrainConfig(compile=variant.compile), rt)
-    optimizers = build_optimizers(model, "adamw", 6e-4, (0.9, 0.95), 1e-8, 0.1)
-    if not variant.fused:  # one small kernel after the other
-        groups = model.optimizer_groups(0.1)
-        unfused = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), foreach=False)
-        optimizers = Optimizers([unfused], fused=False)
-    scaler = torch.amp.GradScaler(rt.device.type, enabled=False)
+    optimizer_groups = GPT.optimizer_groups
 
-    def step(tokens):
-        total = 0.0
-        for micro_step, t in enumerate(tokens, 1):
-            if rt.world_size > 1:
-                train_model.require_backward_grad_sync = micro_step == len(tokens)
-            with rt.autocast():
-                loss = train_model(t[:, :-1], t[:, 1:]) / len(tokens)
-            loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step(scaler)
-        optimizers.zero_grad()
-        return total
+    def __init__(self, variant):
+        super().__init__()
+        import transformers
 
-    return step
+        off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        self.config = GPTConfig(n_layer=variant.n_layer)
+        self.gpt2 = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_layer=variant.n_layer, use_cache=False, **off)
+        )
 
-
-def hugging_face(variant, rt):
-    """The same update by `transformers`: autocast, fused AdamW, clipping."""
-    import transformers
-
-    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = transformers.GPT2Config(n_layer=variant.n_layer, use_cache=False, **off)
-    model = transformers.GPT2LMHeadModel(config).to(rt.device)
-    called = torch.compile(model) if variant.compile else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-    def step(tokens):
-        total = 0.0
-        for t in tokens:
-            x = t[:, :-1]
-            with rt.autocast():  # labels are shifted inside: as many losses as ours, less one a row
-                loss = called(input_ids=x, labels=x).loss / len(tokens)
-            loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total
-
-    return step
+    def forward(self, idx, targets):
+        return self.gpt2(input_ids=idx, labels=idx).loss  # shifts the labels itself: one loss less in each row
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import re
 import pytest
 from helpers import ROOT
 
+from train_gpt2 import train
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -46,15 +48,15 @@ def printed(notebook):
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
-def test_plot_log_shows_a_run(kernel, make_trainer, tmp_path):
-    make_trainer(max_steps=3).run()
+def test_plot_log_shows_a_run(kernel, make_run, tmp_path):
+    train(make_run(max_steps=3))
     done = run_notebook(kernel, "plot_log.ipynb", {"LOG_DIRS": [str(tmp_path / "log")], "X": "tokens"})
     assert pictures(done) == 1
     assert "val" in printed(done)
 
 
-def test_look_inside_shows_a_checkpoint(kernel, make_trainer, tmp_path):
-    make_trainer(max_steps=2).run()
+def test_look_inside_shows_a_checkpoint(kernel, make_run, tmp_path):
+    train(make_run(max_steps=2))
     checkpoint = str(tmp_path / "log" / "model_00002.pt")
     done = run_notebook(kernel, "look_inside.ipynb", {"MODEL": checkpoint, "PROMPT": "3 plus 4 makes"})
     assert pictures(done) == 4

@@ -8,6 +8,7 @@ import subprocess
 from helpers import ROOT
 
 from tracking import environment
+from train_gpt2 import train
 
 
 def git(folder, *args):
@@ -16,16 +17,16 @@ def git(folder, *args):
     return done.stdout.strip()
 
 
-def test_config_json_describes_a_run_and_its_earlier_starts(make_trainer, tmp_path):
+def test_config_json_describes_a_run_and_its_earlier_starts(make_run, tmp_path):
     for steps in (2, 4, 6):
-        trainer = make_trainer(max_steps=steps, resume=steps > 2)
-        trainer.run()
+        run = make_run(max_steps=steps, resume=steps > 2)
+        train(run)
     record = json.loads((tmp_path / "log" / "config.json").read_text())
     assert record["config"]["max_steps"] == 6
     assert record["data"]["source"] == "a test"
     assert record["data"]["tokenizer"] == "byte"
     padding = 127 * 32  # the vocabulary of 257 is padded to 384
-    assert record["model"]["parameters"] == sum(p.numel() for p in trainer.raw_model.parameters()) - padding
+    assert record["model"]["parameters"] == sum(p.numel() for p in run.model.parameters()) - padding
     assert record["environment"]["torch"]
     assert record["environment"]["dtype"] == "float32"
     assert record["environment"]["world_size"] == 1
