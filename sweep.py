@@ -128,9 +128,8 @@ def check_same_settings(point):
         return
     recorded = runlog.read_config(point.log_dir).get("config", {})
     for name, value in dataclasses.asdict(point.settings).items():
-        if name in MAY_CHANGE or name not in recorded or value == "auto":
-            continue
-        if recorded[name] != value:
+        may_differ = name in MAY_CHANGE or name not in recorded or value == "auto"
+        if not may_differ and recorded[name] != value:
             raise UserError(
                 f"{point.log_dir} holds a run with {name} = {recorded[name]}, but this sweep has {value}: use another"
                 " --log_dir, or --overwrite"

@@ -272,13 +272,8 @@ def is_fineweb_edu(run):
     return named and data.get("tokenizer", "gpt2") == "gpt2"
 
 
-LOSS = Panel(
-    "train",
-    "loss, nats per token (solid: training, smoothed; dashed: validation)",
-    draw_losses,
-    "{:.4f}",
-    loss_references,
-)
+LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validation)"
+LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", loss_references)
 # Upper row, beside the loss: each panel is drawn if a run has its stream.
 EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", hellaswag_references),)
 # Lower row.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 LABEL_PT = 8.5  # font size of the labels, in points
+LINE = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.5, "shrinkA": 0, "shrinkB": 0}  # from a label to its point
 
 
 class Label(NamedTuple):
@@ -44,14 +45,7 @@ def place_labels(axis, labels):
             fontsize=LABEL_PT,
             verticalalignment="center",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": label.color,
-                "linewidth": 0.5,
-                "alpha": 0.5,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
+            arrowprops=LINE | {"color": label.color},
         )
 
 

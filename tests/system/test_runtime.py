@@ -1,11 +1,10 @@
-"""The runtime: device, dtype, ranks."""
+"""The runtime picks the device and the dtype by name, or reports what is available."""
 
 import pytest
 import torch
 
 from system import runtime
 from system.errors import UserError
-from system.runtime import Runtime
 
 
 def test_pick_device_names_the_devices_that_are_available():
@@ -25,12 +24,3 @@ def test_pick_dtype_takes_each_name():
         assert runtime.dtype_name(dtype) == name
     with pytest.raises(UserError, match="--dtype half: expected one of auto, float32"):
         runtime.pick_dtype("half", torch.device("cpu"))
-
-
-def test_seed_step_depends_on_seed_step_and_rank_only():
-    def draw(seed, step, rank):
-        Runtime(torch.device("cpu"), torch.float32, rank, world_size=2).seed_step(seed, step)
-        return torch.rand(1).item()
-
-    assert draw(1, 5, 0) == draw(1, 5, 0)
-    assert len({draw(1, 5, 0), draw(2, 5, 0), draw(1, 6, 0), draw(1, 5, 1)}) == 4
