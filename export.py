@@ -23,8 +23,8 @@ from tqdm import tqdm
 from configurator import configure
 from formats import hugging_face, llmc
 from formats.read import read
-from hellaswag import read_records
 from inference import compare
+from inference.hellaswag import read_records
 from model import GPT
 from system.errors import UserError, command
 from system.runtime import dtype_name

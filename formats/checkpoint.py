@@ -74,12 +74,12 @@ def save(path, state):
 
 @contextlib.contextmanager
 def disk_errors():
-    """Raise the `OSError` of the file again: torch's zip writer turns it into a `RuntimeError`."""
+    """Raise the file's `OSError`, or a Ctrl-C, again: torch's zip writer turns them into a `RuntimeError`."""
     try:
         yield
     except RuntimeError as error:
         cause = error.__cause__ or error.__context__
-        if isinstance(cause, OSError):
+        if isinstance(cause, (OSError, KeyboardInterrupt)):
             raise cause from None
         raise
 

@@ -4,13 +4,12 @@ Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?": 10
 the ending with the lowest summed loss, `acc_norm` the one with the lowest mean loss per token.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.multiple_choice import Example, make_task, score
-from system.download import download
+from system.download import download, has_checksum
 from system.errors import UserError
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -128,6 +127,6 @@ def original_file():
     """The path of the original validation file, downloaded if absent. Raises `UserError` if its checksum differs."""
     if not DEFAULT_PATH.exists():
         download(URL, DEFAULT_PATH, SHA256, "to use another copy, pass --data FILE")
-    if hashlib.sha256(DEFAULT_PATH.read_bytes()).hexdigest() != SHA256:
+    if not has_checksum(DEFAULT_PATH, SHA256):
         raise UserError(f"{DEFAULT_PATH} is not the original file (wrong checksum): delete it, or pass --data FILE")
     return DEFAULT_PATH

@@ -79,6 +79,8 @@ def test_the_check_finds_what_is_not_there():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_flags_that_a_page_mentions_exist(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    if page.name == "extend.md":  # its last setting exists only in its example
+        text = text.replace("`--accuracy_interval`", "")
     if page.name == "coming_from.md":  # the first column of its tables is theirs
         text = re.sub(r"^\|.*?\|", "", text, flags=re.M)
     inline = re.findall(r"`([^`\n]+)`", text)

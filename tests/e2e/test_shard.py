@@ -96,5 +96,5 @@ def test_muon_shares_its_state_or_says_that_it_cannot(runs, tmp_path):
     assert refused.returncode == 2
     assert (
         refused.stderr
-        == "error: optimizer = muon needs its matrices whole, and shard = full divides them: shard = optimizer\n"
+        == "error: optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer\n"
     )

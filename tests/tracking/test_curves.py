@@ -58,12 +58,11 @@ def test_draw_runs_omits_the_panel_of_an_evaluation_without_results(tmp_path):
     assert "hella" not in panels(curves.draw_runs([write_run(tmp_path / "a", streams=("train", "val"))]))
 
 
-def test_panel_of_another_evaluation_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(curves, "EVALUATIONS", (*curves.EVALUATIONS, Panel("lr", "A", curves.draw_scores, "{:.1e}")))
+def test_panel_of_an_unknown_stream_follows_from_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "DIAGNOSTICS", (Panel("dt_ms", "time", curves.draw_stream, "{:.1f}"),))
     axes = panels(curves.draw_runs([write_run(tmp_path / "a")]))
-    assert set(axes) == {"train", "hella", "lr", "dt_ms"}
-    assert "1.0e-03" in texts(axes["lr"])
+    assert set(axes) == {"train", "hella", "lr", "norm", "tok_per_sec", "dt_ms"}
+    assert "0.0010" in texts(axes["lr"])
     assert axes["dt_ms"].get_title() == "time (median 100.0)"
 
 
