@@ -12,11 +12,11 @@ from pathlib import Path
 
 import safetensors.torch
 
-from formats.model_file import SHAPE_FIELDS, ModelFile, checked_shape, is_tensor_dict, tokenizer_of, with_gpt2_names
+from formats.model_file import SHAPE_FIELDS, ModelFile, checked_shape, is_tensor_dict, with_gpt2_names
 from formats.torch_file import safe_load
 from system.errors import UserError
 from system.files import flush_folder
-from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
+from tokens.tokenizer import VOCAB_SIZES, end_of_text_id, get_tokenizer, tokenizer_of_vocab
 
 
 def gpt2_shape(n_layer, n_head, n_embd):
@@ -68,7 +68,7 @@ def read(name):
     config = read_config(folder, name)
     shape = checked_shape({ours: config.get(theirs) for ours, theirs in CONFIG_NAMES.items()}, name)
     check_config_values(config, name)
-    return ModelFile(shape, tokenizer_of(shape["vocab_size"]), name, lambda: to_gpt2(read_tensors(folder)))
+    return ModelFile(shape, tokenizer_of_vocab(shape["vocab_size"]), name, lambda: to_gpt2(read_tensors(folder)))
 
 
 def download(name):
@@ -203,7 +203,7 @@ def make_config(shape, tokenizer):
 
 def end_of_text_ids(tokenizer):
     """The ids that begin and end a text: the tokenizer's last id, None if the tokenizer is not known."""
-    eot = VOCAB_SIZES[tokenizer] - 1 if tokenizer in VOCAB_SIZES else None
+    eot = end_of_text_id(tokenizer) if tokenizer in VOCAB_SIZES else None
     return {"bos_token_id": eot, "eos_token_id": eot}
 
 

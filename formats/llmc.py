@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from formats.model_file import BLOCK_SHAPES, SHAPE_FIELDS, WTE, ModelFile, checked_shape, parameter_shapes, tokenizer_of
+from formats.model_file import BLOCK_SHAPES, SHAPE_FIELDS, WTE, ModelFile, checked_shape, parameter_shapes
 from system.errors import UserError
 from system.files import AtomicFile
 from tokens.shards import BIN_HEADER, BIN_MAGIC
+from tokens.tokenizer import tokenizer_of_vocab
 
 MODEL, DEBUG_STATE, TOKENIZER, EVAL = 20240326, 20240327, 20240328, 20240522  # the magic number of each kind
 KINDS = {
@@ -87,7 +88,7 @@ def read(path):
     def load():
         return split(map_values(path, dtype, count), shape, padded)
 
-    return ModelFile(shape, tokenizer_of(shape["vocab_size"]), source, load)
+    return ModelFile(shape, tokenizer_of_vocab(shape["vocab_size"]), source, load)
 
 
 # ---- debug states ----

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from system.errors import UserError
-from tokens.tokenizer import VOCAB_SIZES
 
 SHAPE_FIELDS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 WTE = "transformer.wte.weight"  # the token embedding
@@ -125,8 +124,3 @@ def with_gpt2_names(tensors):
 def is_tensor_dict(value):
     """Whether `value` is a non-empty {name: tensor}."""
     return isinstance(value, dict) and value != {} and all(isinstance(v, torch.Tensor) for v in value.values())
-
-
-def tokenizer_of(vocab_size):
-    """The name of the tokenizer with that many ids, or None."""
-    return next((name for name, size in VOCAB_SIZES.items() if size == vocab_size), None)

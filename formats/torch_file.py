@@ -9,8 +9,9 @@ import zipfile
 
 import torch
 
-from formats.model_file import ModelFile, checked_shape, is_tensor_dict, tokenizer_of, with_gpt2_names, without_padding
+from formats.model_file import ModelFile, checked_shape, is_tensor_dict, with_gpt2_names, without_padding
 from system.errors import UserError
+from tokens.tokenizer import tokenizer_of_vocab
 
 ZIP_START, PICKLE_START = b"PK\3\4", b"\x80\2"  # what torch.save writes since torch 1.6, and before
 PADDED_GPT2_VOCAB = 50304  # 50257 ids and 47 rows of padding, which no id selects
@@ -39,7 +40,7 @@ def read(path):
         tensors = without_padding(with_gpt2_names(state["model"]), shape["vocab_size"])
         return zero_biases(tensors) | tensors if config.get("bias") is False else tensors
 
-    return ModelFile(shape, tokenizer_of(shape["vocab_size"]), f"{path} (nanoGPT, step {step})", load)
+    return ModelFile(shape, tokenizer_of_vocab(shape["vocab_size"]), f"{path} (nanoGPT, step {step})", load)
 
 
 def safe_load(path, mmap=False):

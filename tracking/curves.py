@@ -1,7 +1,7 @@
 """Draw the curves of one or several runs from their logs: losses, evaluations, learning rate, gradient norm, speed.
 
 Used by training (plot.png at each validation), `plot.py`, `sweep.py` and `notebooks/plot_log.ipynb`. The panels are
-tables: `LOSS`, `EVALUATIONS` and `DIAGNOSTICS`. Another log stream gets its panel by one line there.
+tables: `LOSS`, `EVALUATIONS` and `DIAGNOSTICS`. A stream that is in none of them is drawn as scores over steps.
 """
 
 import warnings
@@ -60,7 +60,7 @@ def draw_runs(log_dirs, x="steps"):
 
     names = short_names(log_dirs)
     runs = [open_run(log_dir, name, i, x) for i, (log_dir, name) in enumerate(zip(log_dirs, names, strict=True))]
-    evaluations = [panel for panel in EVALUATIONS if any(panel.stream in run.log for run in runs)]
+    evaluations = evaluation_panels({stream for run in runs for stream in run.log})
     upper = [LOSS.stream, LOSS.stream, *[panel.stream for panel in evaluations]] if evaluations else [LOSS.stream]
     figure = Figure(figsize=(14, 9), layout="constrained")
     halves = figure.subfigures(2, 1, height_ratios=(3, 2))
@@ -75,6 +75,13 @@ def draw_runs(log_dirs, x="steps"):
         axis.set_title(panel.title)
         place_labels(axis, panel.draw(axis, runs, panel))
     return figure
+
+
+def evaluation_panels(streams):
+    """Return the panels of the evaluations among the streams of the logs; an unknown stream is drawn as scores."""
+    known = [panel for panel in EVALUATIONS if panel.stream in streams]
+    named = {panel.stream for panel in (LOSS, *EVALUATIONS, *DIAGNOSTICS)} | WITHOUT_PANEL
+    return known + [Panel(stream, stream, draw_scores, "{:.4f}") for stream in sorted(streams - named)]
 
 
 def open_run(log_dir, name, number, x):
@@ -276,6 +283,7 @@ LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validatio
 LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", loss_references)
 # Upper row, beside the loss: each panel is drawn if a run has its stream.
 EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", hellaswag_references),)
+WITHOUT_PANEL = {"val", "dt_ms", "mfu", "skipped"}  # `val` is drawn with the training loss
 # Lower row.
 DIAGNOSTICS = (
     Panel("lr", "learning rate", draw_lr, "{:.1e}"),
