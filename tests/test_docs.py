@@ -92,7 +92,7 @@ def test_docs_files_flags_and_links_exist(page):
             assert known or is_flag(flag, settings), flag
         if re.fullmatch(r"(benchmarks|config|docs|notebooks|scripts|tests)/[\w.]+\.\w+", words):
             assert (ROOT / words).exists(), words
-    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
         assert (page.parent / link).exists(), link
 
 
