@@ -1,5 +1,5 @@
-# Two commands do everything on a fresh machine: make quickstart, make test.
-# PYTHON=python3.12 picks another interpreter (3.11 or newer).
+# On a fresh machine: `make quickstart` trains a small GPT, `make test` runs all checks.
+# PYTHON=python3.12 selects another interpreter (3.11 or newer).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,12 +22,12 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-torture: .venv/installed-dev  # 100 kills, 200 damaged files, 20 killed preparations: ten minutes on two cores
+torture: .venv/installed-dev  # kill 100 runs and 20 preparations, damage 200 files: ten minutes on two cores
 	$(BIN)/python tests/torture_training.py --kills 100 --damages 200
 	$(BIN)/python tests/torture_fineweb.py --kills 20
 
 .venv/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@

@@ -117,7 +117,7 @@ def export_hellaswag(settings):
     """Write HellaSwag's .jsonl as an evaluation file of llm.c, in GPT-2's tokens."""
     encode = get_tokenizer("gpt2").encode
     records = tqdm(read_records(settings.source), unit="ex", desc="encoding", leave=False)
-    examples = ((label, encode(ctx), [encode(" " + e) for e in endings]) for _, label, ctx, endings in records)
+    examples = ((r.label, encode(r.ctx), [encode(" " + ending) for ending in r.endings]) for r in records)
     count = llmc.write_eval(settings.out, examples)
     print(f"{settings.out}: {count:,} examples")
 

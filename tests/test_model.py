@@ -1,4 +1,4 @@
-"""The model compared with closed forms and slow, simple versions: size, initialisation, loss, padding, cache."""
+"""The model against closed forms and simple versions: size, initialisation, loss, padding, cache, errors."""
 
 import math
 
@@ -20,7 +20,7 @@ SIZES = {  # parameters as Hugging Face counts them
 
 
 def on_meta(name):
-    """One of OpenAI's models, without memory for its parameters."""
+    """A model of one of OpenAI's shapes, without memory for its parameters."""
     with torch.device("meta"):
         return GPT(GPTConfig(**PRETRAINED[name]))
 
@@ -66,7 +66,7 @@ def stream_std(model, idx):
     return found
 
 
-def test_init_weights_keeps_the_residual_stream_as_small_in_a_deep_model_as_in_a_shallow_one():
+def test_init_weights_keeps_the_residual_stream_independent_of_depth():
     """With scaled projections the sum of all blocks' outputs does not grow with their number; without, it does."""
 
     def growth(n_layer, scaled):
@@ -83,8 +83,8 @@ def test_init_weights_keeps_the_residual_stream_as_small_in_a_deep_model_as_in_a
     assert growth(32, scaled=False) > 2 * growth(2, scaled=False)
 
 
-def test_padding_changes_no_logits_loss_or_gradients():
-    """Compared with a head of exactly vocab_size rows."""
+def test_padding_does_not_change_logits_loss_or_gradients():
+    """Compare with a head of exactly vocab_size rows."""
     model = small_gpt()
     V, targets = model.config.vocab_size, random_ids(3, 32, seed=2)
     assert model.config.padded_vocab_size > V
@@ -137,7 +137,7 @@ def test_attention_is_causal():
 
 @torch.no_grad()
 def test_cache_equals_the_full_forward_for_rows_of_different_lengths():
-    """Prompts of 3, 7 and 1 ids, then 5 more one at a time: each logit as in a forward pass without a cache."""
+    """Prompts of 3, 7 and 1 ids, then 5 more one at a time: the logits are those of a forward pass without cache."""
     model = small_gpt().eval()
     rows = [random_ids(length + 5, seed=length) for length in (3, 7, 1)]
     lengths = torch.tensor([len(row) - 5 for row in rows])

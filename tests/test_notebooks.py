@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on a tiny run, and are kept without outputs."""
+"""Execute the notebooks on a tiny run. They are stored without outputs."""
 
 import re
 
@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_kept_without_outputs(path):
+def test_notebook_is_stored_without_outputs(path):
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -27,7 +27,7 @@ def kernel():
 
 
 def run_notebook(kernel, name, parameters):
-    """Run a notebook with its cell of parameters replaced; returns the notebook with its outputs."""
+    """Execute a notebook with other `parameters`, {name: value}; returns the notebook with its outputs."""
     import nbformat
 
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
@@ -38,31 +38,31 @@ def run_notebook(kernel, name, parameters):
     return client.execute()
 
 
-def pictures(notebook):
+def count_figures(notebook):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def printed(notebook):
+def printed_text(notebook):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
-def test_plot_log_shows_a_run(kernel, make_run, tmp_path):
+def test_notebook_plot_log_draws_a_run(kernel, make_run, tmp_path):
     train(make_run(max_steps=3))
     done = run_notebook(kernel, "plot_log.ipynb", {"LOG_DIRS": [str(tmp_path / "log")], "X": "tokens"})
-    assert pictures(done) == 1
-    assert "val" in printed(done)
+    assert count_figures(done) == 1
+    assert "val" in printed_text(done)
 
 
-def test_look_inside_shows_a_checkpoint(kernel, make_run, tmp_path):
+def test_notebook_look_inside_draws_a_checkpoint(kernel, make_run, tmp_path):
     train(make_run(max_steps=2))
     checkpoint = str(tmp_path / "log" / "model_00002.pt")
     done = run_notebook(kernel, "look_inside.ipynb", {"MODEL": checkpoint, "PROMPT": "3 plus 4 makes"})
-    assert pictures(done) == 4
-    words = printed(done)
-    grown, kept = map(float, re.findall(r"the stream's standard deviation is ([\d.]+)", words))
-    assert grown == pytest.approx(96**0.5, rel=0.1)
-    assert kept == pytest.approx(1.0, rel=0.1)
-    assert "4 parts, divided: 1.000000 times" in words
-    assert "4 parts, not divided: 4.000000 times" in words
+    assert count_figures(done) == 4
+    text = printed_text(done)
+    unscaled, scaled = map(float, re.findall(r"the stream's standard deviation is ([\d.]+)", text))
+    assert unscaled == pytest.approx(96**0.5, rel=0.1)
+    assert scaled == pytest.approx(1.0, rel=0.1)
+    assert "4 parts, divided: 1.000000 times" in text
+    assert "4 parts, not divided: 4.000000 times" in text

@@ -1,7 +1,7 @@
 """Kill training at random moments and damage its files, many times: `python tests/torture_training.py --kills 100`.
 
-Prints `N passed, N failed`. A kill passes if what it leaves can be resumed from; a run that reaches its end passes if
-it is, bit for bit, the run that nothing happened to; a damage passes if it is noticed before anything is used.
+Prints `N passed, N failed`. A kill passes if the files it leaves can be resumed from. A run that reaches its end passes
+if it is bit-identical to an uninterrupted run. A damaged file passes if the damage is detected before it is used.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ class Settings:
     """Kill and damage training runs."""
 
     kills: int = 100
-    """runs killed by SIGKILL"""
+    """number of runs to kill by SIGKILL"""
     damages: int = 200
-    """files damaged"""
+    """number of files to damage"""
     seed: int = 0
-    """of the moments and the damages"""
+    """seed of the random moments and damages"""
 
 
 def start(corpus, log_dir):
@@ -51,7 +51,7 @@ def start(corpus, log_dir):
 
 
 def same_end(log_dir, expected):
-    """Whether a finished run's weights and log are the expected ones."""
+    """Whether a finished run has the weights and the log, except times, of the run in the folder `expected`."""
     weights = checkpoint.load(checkpoint.path_of(log_dir, RUN["max_steps"]))["model"]
     times = ("dt_ms", "tok_per_sec", "mfu")
     ours, theirs = (
@@ -63,16 +63,16 @@ def same_end(log_dir, expected):
 
 
 def kill(kills, folder, generator):
-    """Yield whether each kill, and each run that was killed and reached its end, passed."""
-    corpus, undisturbed, log_dir = write_corpus(folder / "data"), folder / "undisturbed", folder / "log"
+    """Kill `kills` runs. Yields whether each kill, and each run that reached its end, passed."""
+    corpus, uninterrupted, log_dir = write_corpus(folder / "data"), folder / "uninterrupted", folder / "log"
     began = time.monotonic()
-    if start(corpus, undisturbed).wait():
-        raise UserError("the undisturbed run failed: see python train_gpt2.py config/debug.py")
-    whole = time.monotonic() - began
+    if start(corpus, uninterrupted).wait():
+        raise UserError("the uninterrupted run failed: see python train_gpt2.py config/debug.py")
+    duration = time.monotonic() - began
     for _ in range(kills):
         process = start(corpus, log_dir)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(generator.uniform(0.1 * whole, whole))
+            process.wait(generator.uniform(0.1 * duration, duration))
         ended = process.poll()
         process.kill()
         process.wait()
@@ -80,13 +80,13 @@ def kill(kills, folder, generator):
             with contextlib.redirect_stdout(io.StringIO()):
                 yield not checkpoint.list_checkpoints(log_dir) or checkpoint.newest_good(log_dir, print) is not None
         else:
-            yield ended == 0 and same_end(log_dir, undisturbed)
+            yield ended == 0 and same_end(log_dir, uninterrupted)
             shutil.rmtree(log_dir)
-    yield start(corpus, log_dir).wait() == 0 and same_end(log_dir, undisturbed)
+    yield start(corpus, log_dir).wait() == 0 and same_end(log_dir, uninterrupted)
 
 
 def damage(content, generator):
-    """A flipped bit or a truncation."""
+    """Return `content` truncated, or with one bit flipped, at a random place."""
     if generator.random() < 0.5:
         return content[: generator.randrange(len(content))]
     damaged = bytearray(content)
@@ -95,25 +95,26 @@ def damage(content, generator):
 
 
 def damage_files(damages, folder, generator):
-    """Yield whether each damage was noticed: any of a checkpoint, of a shard its header, of a log its lines."""
-    run = folder / "undisturbed"
+    """Damage files of a run in turn: a checkpoint, a shard's header, a log. Yields whether each damage was detected."""
+    run = folder / "uninterrupted"
     newest, log = checkpoint.path_of(run, RUN["max_steps"]), run / "log.txt"
     shard = next((folder / "data").glob("*train*"))
     for number in range(damages):
         path = (newest, shard, log)[number % 3]
         content = path.read_bytes()
-        if path == shard:  # its content is `prepare.py --inspect`'s to check
+        if path == shard:  # only `prepare.py --inspect` verifies its content
             damaged = damage(content[:128], generator) + content[128:]
         else:
             damaged = damage(content, generator)
         path.write_bytes(damaged)
         try:
-            yield noticed(path, run, folder / "data", same=damaged == content)
+            yield is_detected(path, run, folder / "data", same=damaged == content)
         finally:
             path.write_bytes(content)
 
 
-def noticed(path, run, data_dir, same):
+def is_detected(path, run, data_dir, same):
+    """Whether reading the damaged `path` is refused or harmless; `same`: the damage left the content unchanged."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         if path.name == "log.txt":
@@ -124,7 +125,8 @@ def noticed(path, run, data_dir, same):
             data = open_data(data_dir, "python prepare.py")
         except UserError:
             return True
-        return same or sum(data.tokens(split) for split in ("train", "val")) > 0  # a flip in the header's padding
+        # The data can be opened after a flip in the padding of the header, which holds no information.
+        return same or sum(data.tokens(split) for split in ("train", "val")) > 0
 
 
 @command

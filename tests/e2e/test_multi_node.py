@@ -1,4 +1,4 @@
-"""Two "nodes", torchrun agents that meet by one rendezvous: one is lost, the run goes on; another comes, it joins."""
+"""Nodes that leave and join, and the Slurm script. A node is a torchrun agent; all run on this machine."""
 
 import os
 import re
@@ -21,7 +21,7 @@ QUICK = "last_call_timeout=1,join_timeout=30,keep_alive_interval=1,keep_alive_ma
 
 
 class Cluster:
-    """Nodes that share a folder; what any of them prints goes to one file."""
+    """Nodes with a shared folder. All of them print to one file."""
 
     def __init__(self, folder):
         self.output, self.log_dir, self.position = folder / "output", folder / "log", 0
@@ -32,7 +32,7 @@ class Cluster:
             self.port = probe.getsockname()[1]
 
     def start_node(self, hosts_rendezvous=False):
-        """A torchrun agent with one rank."""
+        """Start a torchrun agent with one rank."""
         launcher = ["-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max_restarts=3"]
         launcher += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{self.port}", "--rdzv_id=test"]
         launcher += [f"--rdzv_conf=is_host={int(hosts_rendezvous)},{QUICK}", "--local_addr=127.0.0.1"]
@@ -48,7 +48,7 @@ class Cluster:
         return node
 
     def lose(self, node):
-        """What a power cut does: the agent and its workers are gone at once."""
+        """Kill an agent and its workers without warning, as a power failure does."""
         ps = ["ps", "-o", "pid=", "--ppid", str(node.pid)]
         workers = subprocess.run(ps, capture_output=True, text=True, check=False).stdout.split()
         for pid in (node.pid, *map(int, workers)):
@@ -59,7 +59,7 @@ class Cluster:
         node.wait()
 
     def wait_for(self, pattern, timeout=60):
-        """Wait until a line matches `pattern` among what came since the last such line; returns the match."""
+        """Wait until `pattern` matches in the output after the previous match; returns the match."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             text = self.output.read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ class Cluster:
                 self.position = match.end()
                 return match
             time.sleep(0.1)
-        raise AssertionError(f"{pattern!r} never came:\n{text[-4000:]}")
+        raise AssertionError(f"{pattern!r} was not printed in {timeout} s:\n{text[-4000:]}")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def cluster(tmp_path):
             cluster.lose(node)
 
 
-def test_a_run_survives_the_loss_of_a_node_and_takes_in_another(cluster):
+def test_nodes_may_leave_and_join_a_run(cluster):
     cluster.start_node(hosts_rendezvous=True)
     second = cluster.start_node()
     cluster.wait_for("device: cpu, 2 ranks")
@@ -92,28 +92,28 @@ def test_a_run_survives_the_loss_of_a_node_and_takes_in_another(cluster):
     cluster.wait_for(f"^step +{resumed + 10} ")
     cluster.start_node()
     stopped = int(cluster.wait_for(r"^stopped on request after (\d+) steps")[1])
-    cluster.wait_for(f"^resuming from .*model_{stopped:05d}.pt")  # a newcomer costs no step
+    cluster.wait_for(f"^resuming from .*model_{stopped:05d}.pt")  # no step is repeated when a node joins
     cluster.wait_for("device: cpu, 2 ranks")
     cluster.wait_for(f"^step +{stopped + 10} ")
     steps = read_log(cluster.log_dir)["train"].steps
-    np.testing.assert_array_equal(steps, np.arange(len(steps)), "each step stands once")
+    np.testing.assert_array_equal(steps, np.arange(len(steps)), "each step is logged once")
 
 
-SLURM = {  # stand-ins for Slurm's commands, on one machine
+SLURM = {  # replacements of Slurm's commands for one machine
     "srun": 'echo $$ > step.pid; exec "$@"',
     "scancel": 'echo "scancel $*"; kill -TERM "$(cat step.pid)"',
     "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "scontrol $*"; fi',
 }
 
 
-def test_the_slurm_script_saves_and_requeues_when_time_is_up(tmp_path, cluster):
+def test_slurm_script_saves_and_requeues_before_the_time_limit(tmp_path, cluster):
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, body in SLURM.items():
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
     (tmp_path / "train_gpt2.py").symlink_to(ROOT / "train_gpt2.py")  # the script runs from where it was submitted
-    env = {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "RANKS_PER_NODE": "2"}
+    env = {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "RANKS_PER_NODE": "1"}
     env |= {
         "PORT": str(cluster.port),
         "PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
