@@ -36,7 +36,7 @@ def main(argv=None):
 
 
 def train(run):
-    """Train until `max_steps` or a stop request. Evaluations and checkpoints at step s are of the weights after s updates."""
+    """Train until `max_steps` or a stop request. At step s, the weights after s updates are evaluated and saved."""
     cfg, rt, state = run.cfg, run.rt, run.state
     stopping = False  # becomes true once all ranks have agreed to stop
     run.progress.start(state.step)
