@@ -8,12 +8,12 @@ Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
 import dataclasses
 import importlib
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from benchmarks.measure import machine, memory_bandwidth, print_rows
-from configurator import configure
+from configurator import Range, configure
 from system.errors import UserError, command
 from system.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 from training.costs import matmul_peak
@@ -33,7 +33,7 @@ class Settings:
     """where to measure"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format of matrix products, where a benchmark doesn't name its own"""
-    runs: int = 5
+    runs: Annotated[int, Range(1, 10**4)] = 5
     """timed runs, of which the median counts"""
 
     def check(self):

@@ -8,9 +8,9 @@ import dataclasses
 import json
 import math
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
-from configurator import configure
+from configurator import Range, configure
 from formats.read import read
 from inference.hellaswag import prepare
 from inference.multiple_choice import score
@@ -30,9 +30,9 @@ class Settings:
     """gpt2 … gpt2-xl, a folder in Hugging Face's format, or a checkpoint"""
     data: str | None = None
     """a .jsonl file with the original's fields; by default the original 10,042 validation examples, downloaded once"""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(1)] = None
     """score only this many examples, from the beginning of the file"""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, Range(1)] = None
     """most tokens per forward pass, by default 2048 on a CPU and 16384 elsewhere"""
     out: str | None = None
     """write one JSON line per example: ind, label, losses, lengths, pred, pred_norm"""

@@ -14,10 +14,11 @@ import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from configurator import configure, split_arguments
+from configurator import Range, configure, split_arguments
 from formats import checkpoint
 from system.errors import UserError, command
 from system.signals import StopRequest
@@ -35,7 +36,7 @@ COLUMNS = {"steps": "{:,}", "val": "{:.4f}", "train": "{:.4f}", "hella": "{:.4f}
 class Settings(TrainConfig):
     """Train a grid of models: a flag with several values, separated by commas, is an axis."""
 
-    nproc_per_node: int = 1
+    nproc_per_node: Annotated[int, Range(1, 10**4)] = 1
     """devices per run; more than one starts it by torchrun"""
 
 

@@ -1,12 +1,13 @@
 """The validation loss: the mean over the first `val_tokens` tokens of the validation split, the same each time."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from tqdm import tqdm
 
+from configurator import Range
 from ops.cross_entropy import IGNORE
-from system.errors import require
 from tokens.dataloader import validation_batches
 from training import parallel
 from training.schedule import due
@@ -14,13 +15,10 @@ from training.schedule import due
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    val_interval: int = 250
+    val_interval: Annotated[int, Range(0)] = 250
     """steps between validations; 0: only at the start and at the end"""
-    val_tokens: int = 10485760
+    val_tokens: Annotated[int, Range(1)] = 10485760
     """tokens in a validation, at most the validation split's"""
-
-    def check(self):
-        require(self.val_tokens >= 1, "val_tokens", self.val_tokens, "at least 1")
 
 
 class ValidationLoss:

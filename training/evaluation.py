@@ -20,7 +20,7 @@ class Evaluation(Protocol):
     """One row of `EVALUATIONS`."""
 
     name: ClassVar[str]  # for messages
-    Settings: ClassVar[type]  # a dataclass whose fields become settings of the run; a method check() is optional
+    Settings: ClassVar[type]  # a dataclass whose fields become settings of the run
 
     def __init__(self, cfg, rt, data, model):
         """Prepare once, before the first step. Raise `UserError` where it can't be done: the run goes on without."""
