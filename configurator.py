@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from system.errors import UserError
+from system.errors import UserError, first_line
 
 BOOLEANS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
 BOOLEAN_TYPES = (bool, bool | None)  # None: the program decides
@@ -121,8 +121,7 @@ def read_config_file(path, field_types):
     try:
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:  # the file is the user's code and can raise anything
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{path}: {first_line(error)}") from error
     settings = {}
     for name, value in names.items():
         if name.startswith("_") or isinstance(value, (types.ModuleType, types.FunctionType, type)):

@@ -4,16 +4,18 @@ The defaults train the real thing: GPT-2 124M on FineWeb-Edu, with GPT-3's learn
 (Brown et al. 2020, table 2.1 and appendix B). Evaluations bring settings of their own, see `training/evaluation.py`.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from configurator import Range
 from system.errors import UserError, require
+from tracking.runlog import MOST_STEPS
 from tracking.sinks import require_installed
 from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
 from training.parallel import FULL, SHARD_MODES
-from training.schedule import MOST_STEPS, SCHEDULES
+from training.schedule import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class CoreSettings:
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
+        if self.overwrite and self.would_delete(self.init_from):
+            raise UserError(f"--overwrite would delete init_from = {self.init_from}: choose another --log_dir")
         if self.optimizer == MUON and self.shard == FULL:
             raise UserError(
                 "optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer"
@@ -137,6 +141,11 @@ class CoreSettings:
         for package in ("tensorboard", "wandb"):
             if getattr(self, package):
                 require_installed(package)
+
+    def would_delete(self, path):
+        """Whether `path` is log_dir or in it, so that --overwrite deletes it."""
+        log_dir = os.path.realpath(self.log_dir)
+        return os.path.exists(path) and log_dir in (os.path.realpath(path), os.path.dirname(os.path.realpath(path)))
 
     def check_batch(self, world_size):
         """Raise `UserError` if total_batch_size is no whole number of micro-batches; name the nearest that is."""

@@ -2,8 +2,6 @@
 
 import math
 
-MOST_STEPS = 10**9  # of a run
-
 
 def due(step, interval):
     """Whether something that happens every `interval` steps (0: never) happens at `step`."""
