@@ -113,7 +113,7 @@ def describe_content(path):
 
 
 def short_names(log_dirs):
-    """Return for each folder the shortest end of its path that no other folder has; bytes that are no UTF-8 as U+FFFD."""
+    """Return for each folder the shortest end of its path that no other has. Bytes that are no UTF-8 become U+FFFD."""
     paths = [Path(log_dir).resolve().parts for log_dir in log_dirs]
     if len(set(paths)) < len(paths):
         raise UserError(f"the same LOG_DIR is given twice: {' '.join(map(str, log_dirs))}; give each folder once")
@@ -145,7 +145,7 @@ def x_axis(log_dir, log, record, x):
         return lambda steps: steps * record["config"]["total_batch_size"]
     if "dt_ms" not in log:
         raise UserError(f"{log_dir}/log.txt has no stream dt_ms with the time per step: use --x steps")
-    steps, dt_ms = log["dt_ms"]
+    steps, dt_ms = log["dt_ms"].steps, np.where(log["dt_ms"].values < LARGEST, log["dt_ms"].values, 0.0)
     duration_ms = dt_ms * np.diff(steps, prepend=-1)  # steps that were not logged took as long as the next logged one
     done, hours = np.append(0, steps + 1), np.append(0, np.cumsum(duration_ms) / 3.6e6)
     return lambda steps: np.interp(steps, done, hours)

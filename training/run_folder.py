@@ -1,4 +1,4 @@
-"""The folder of a run: one owner, room for a checkpoint, and an earlier run that goes only once the new one has begun."""
+"""The folder of a run: one owner, room for a checkpoint, and an earlier run that is deleted once the new one began."""
 
 import contextlib
 import shutil

@@ -42,8 +42,8 @@ def finish(run, stopped):
     missing = [str(path) for path in last if path in run.unwritten]
     if missing:
         raise UserError(
-            f"{outcome}, but {', '.join(missing)} could not be written, see the warning above; --resume continues from the"
-            " last checkpoint"
+            f"{outcome}, but {', '.join(missing)} could not be written, see the warning above; --resume continues from"
+            " the last checkpoint"
         )
     advice = ", continue with --resume" if stopped else ""
     run.rt.print(f"{outcome}{advice}: {log_dir} holds the log, the plot and the checkpoints")
