@@ -44,13 +44,9 @@ class Range:
 
     def describe(self, value):
         """What was expected instead of `value`, in words."""
-        below = "<" if self.excluded == self.low else "≤"
-        above = "<" if self.excluded == self.high else "≤"
-        if value > LARGEST:
-            return f"at most {self.high:,}"
-        if self.high == LARGEST:
-            return f"at least {self.low}" if below == "≤" else f"more than {self.low}"
-        return f"{self.low} {below} value {above} {self.high}"
+        if value >= self.high:
+            return f"less than {self.high}" if self.excluded == self.high else f"at most {self.high}"
+        return f"more than {self.low}" if self.excluded == self.low else f"at least {self.low}"
 
 
 def configure(cls, argv=None, positional=None):

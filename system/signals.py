@@ -51,13 +51,14 @@ class StopRequest:
         self.requested = True
 
     def announce(self, reader):
-        """Print a line about the first signal, whose number Python writes to the pipe that `reader` reads."""
+        """Print a line about the first signal. Python writes the number of each to the pipe that `reader` reads."""
+        announced = False
         with open(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):  # until the other end is closed
-                if number[0] in self.previous:
+                if number[0] in self.previous and not announced:
                     hint = "; a second Ctrl-C stops at once" if number[0] == signal.SIGINT else ""
                     self.print(f"{signal.Signals(number[0]).name}: finishing this step, then saving{hint}")
-                    return
+                    announced = True
 
     def is_forwarded(self):
         """Whether a SIGINT that arrives now is torchrun's copy of the last one."""
