@@ -77,6 +77,8 @@ class Settings:
 @command
 def main(argv=None):
     settings = configure(Settings, argv)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # see `check_utf8`
     prompt = read_prompt(settings)
     rt = runtime.start(settings.device, settings.dtype, settings.seed)
     model_file = read(newest_checkpoint() if settings.model is None else settings.model)
@@ -95,16 +97,26 @@ def main(argv=None):
 def read_prompt(settings):
     """The prompt from a flag, a file, or redirected standard input; None if there is none."""
     if settings.prompt is not None or settings.interactive:
-        return settings.prompt
+        return settings.prompt and check_utf8(settings.prompt, "--prompt")
     if settings.prompt_file is not None:
         try:
-            return Path(settings.prompt_file).read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompt_file {settings.prompt_file}: {error}") from error
+            text = Path(settings.prompt_file).read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UserError(f"--prompt_file {settings.prompt_file}: {error.strerror}") from error
+        return check_utf8(text, settings.prompt_file).rstrip("\n")
     if stdin_is_redirected():
         print("reading the prompt from standard input", file=sys.stderr, flush=True)
-        return sys.stdin.read().rstrip("\n")
+        return check_utf8(sys.stdin.read(), "standard input").rstrip("\n")
     return None
+
+
+def check_utf8(text, source):
+    """Return `text`. Raises `UserError` if it holds bytes that were not UTF-8, which Python keeps as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source} is not UTF-8 at character {error.start}: convert it, for example by iconv") from error
+    return text
 
 
 def stdin_is_redirected():
@@ -122,7 +134,7 @@ def interact(gpt, tokenizer, settings):
     turn = 0
     while True:
         try:
-            prompt = input("prompt> ")
+            prompt = check_utf8(input("prompt> "), "the prompt")
         except EOFError:  # Ctrl-D
             print()
             return
