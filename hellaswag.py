@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from configurator import Range, configure
@@ -17,7 +18,7 @@ from inference.multiple_choice import score
 from model import GPT
 from system import runtime
 from system.errors import UserError, command
-from system.files import AtomicFile
+from system.files import AtomicFile, require_writable_file
 from tokens.tokenizer import get_tokenizer
 from tracking import published
 
@@ -48,8 +49,7 @@ class Settings:
             return
         if os.path.exists(self.out) and not self.overwrite:
             raise UserError(f"--out {self.out} already exists: pass --overwrite, or another name")
-        if not os.path.isdir(os.path.dirname(os.path.abspath(self.out))):
-            raise UserError(f"--out {self.out}: its folder does not exist")
+        require_writable_file(self.out)
 
 
 @command
@@ -102,6 +102,7 @@ def interval(successes, n, z=1.96):
 def write_scores(path, examples, scores):
     """Write one JSON line per example, in the file's order."""
     by_sum, by_mean = scores.predictions()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with AtomicFile(path) as f:
         for i, example in enumerate(examples):
             line = {

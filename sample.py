@@ -115,7 +115,7 @@ def check_utf8(text, source):
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{source} is not UTF-8 at character {error.start}: convert it, for example by iconv") from error
+        raise UserError(f"{source}: character {error.start} is not UTF-8; convert the text, as by iconv") from error
     return text
 
 
