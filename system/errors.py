@@ -85,6 +85,7 @@ def command(main):
 
 def fail(message):
     """Print a user's mistake and exit with 2."""
-    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank raises the same error
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not rank.isdecimal():  # under torchrun every rank raises the same error
         print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
