@@ -57,7 +57,7 @@ def plot_runs(log_dirs, out, x="steps"):
 def draw_runs(log_dirs, x="steps"):
     """Return a matplotlib `Figure` of the runs. `x` is "steps", "tokens" or "hours" (of training steps only).
 
-    Raises `UserError` if a folder is given twice, or if a log has no values or lacks what `x` needs.
+    Raises `UserError` if a folder is given twice, if no log has values, or if one lacks what `x` needs.
     """
     import matplotlib  # imported here because it is slow, and many runs never plot
 
@@ -70,6 +70,9 @@ def draw_figure(log_dirs, x):
 
     names = short_names(log_dirs)
     runs = [open_run(log_dir, name, i, x) for i, (log_dir, name) in enumerate(zip(log_dirs, names, strict=True))]
+    if not any(run.log for run in runs):
+        path = path_of(log_dirs[0])
+        raise UserError(f"{path} {describe_content(path)}: expected lines STEP STREAM VALUE")
     evaluations = evaluation_panels({stream for run in runs for stream in run.log})
     upper = [LOSS.stream, LOSS.stream, *[panel.stream for panel in evaluations]] if evaluations else [LOSS.stream]
     figure = Figure(figsize=(14, 9), layout="constrained")
@@ -99,8 +102,6 @@ def open_run(log_dir, name, number, x):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # read_log warns about each bad line; a plot shows the good ones
         log = read_log(log_dir)
-    if not log:
-        raise UserError(f"{path_of(log_dir)} {describe_content(path_of(log_dir))}: expected lines STEP STREAM VALUE")
     record = read_config(log_dir)
     marker = MARKERS[number // len(COLORS) % len(MARKERS)]
     return Run(name, log, record, x_axis(log_dir, log, record, x), COLORS[number % len(COLORS)], marker)

@@ -68,7 +68,7 @@ def test_command_reports_mistakes_in_one_line(log_dir, tmp_path, capsys):
         (tmp_path / "absent",): "holds no log.txt",
         (log_dir, "--x=tokens"): "no config.json",
         (log_dir, log_dir): "given twice",
-        (log_dir, f"--out={log_dir}/log.txt/x.png"): "cannot be written",
+        (log_dir, f"--out={log_dir}/log.txt/x.png"): "Not a directory",
         (log_dir, f"--out={tmp_path}"): "expected the path of a file",
         (log_dir, "--out=/dev/full"): "/dev/full",
     }
