@@ -5,6 +5,7 @@
 Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import importlib
 import json

@@ -10,6 +10,7 @@
 weights. It also takes a debug state of llm.c, which holds the logits and gradients of a port.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import sys
 from dataclasses import dataclass
 from pathlib import Path

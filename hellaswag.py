@@ -4,6 +4,7 @@ python hellaswag.py --model log/gpt2_124M
 torchrun --standalone --nproc_per_node=8 hellaswag.py --model gpt2-xl
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import json
 import math

@@ -5,6 +5,7 @@ python sample.py --model gpt2 < prompt.txt
 python sample.py --interactive
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import os
 import stat

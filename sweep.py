@@ -7,6 +7,7 @@ gets a folder in --log_dir, which is by default the log_dir of the config with _
 resumes an interrupted sweep and skips the runs that are done.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import itertools
 import os

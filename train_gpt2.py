@@ -3,10 +3,11 @@
     python train_gpt2.py [config/FILE.py ...] [--key value ...]
     torchrun --standalone --nproc_per_node=8 train_gpt2.py [config/FILE.py ...] [--key value ...]
 
-`main` reads the settings and sets the run up; `train` is the loop: evaluate, save, then micro-steps, clip, step, log.
-What the loop calls is in `training/`.
+`main` reads the settings and sets the run up; `train` is the loop: validate, save, evaluate, then micro-steps, clip,
+step, log. What the loop calls is in `training/`.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import torch
 
 from configurator import configure

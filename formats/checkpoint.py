@@ -148,7 +148,8 @@ def prune(log_dir, keep_last, best_step, good_steps):
             continue
         if kept == keep_last:
             if step != best_step:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what can't be deleted stays
+                    path.unlink()
         elif step in good_steps or is_good(path):
             good_steps.add(step)
             kept += 1

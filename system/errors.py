@@ -3,8 +3,10 @@
 import errno
 import functools
 import os
+import signal
 import sys
 
+from system.interrupt import exit_quietly
 from system.terminal import discard_stdout, show_any_text
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a full disk, quota or file system
@@ -60,6 +62,8 @@ def command(main):
     @functools.wraps(main)
     def run_main(*args, **kwargs):
         show_any_text()
+        if signal.getsignal(signal.SIGINT) is exit_quietly:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             result = main(*args, **kwargs)
             sys.stdout.flush()
