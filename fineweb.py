@@ -7,6 +7,7 @@ Interrupted at any moment, the same command continues after the last finished sh
 each worker (`--worker I --num_workers N`) tokenizes one contiguous part of the same sequence of documents.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import concurrent.futures
 import functools
 import math

@@ -8,6 +8,7 @@ them, and text/sources.py defines them. Each plain text file, line or row is a d
 split of its own, the last tenth (`--val`) of its characters becomes one.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import functools
 import os
 from dataclasses import dataclass
