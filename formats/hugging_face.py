@@ -118,12 +118,14 @@ def read_config(folder, source):
 
 
 def shape_of(config, folder, source):
-    """The shape that a config describes. Raises `UserError` if the folder's weights cannot be of that shape."""
+    """The shape that a config describes. Raises `UserError` if the folder has weights that cannot be of that shape."""
     shape = checked_shape({ours: config.get(theirs) for ours, theirs in CONFIG_NAMES.items()}, source)
     inner = 4 * shape["n_embd"]
     if config.get("n_inner") not in (None, inner):
         raise UserError(f"{source}: n_inner = {show(config['n_inner'])} in its config, expected 4·n_embd = {inner}")
-    check_shape_fits(shape, sum(os.path.getsize(path) for path in weight_files(folder)), source)
+    files = weight_files(folder)
+    if files:
+        check_shape_fits(shape, sum(os.path.getsize(path) for path in files), source)
     return shape
 
 
@@ -136,7 +138,7 @@ def check_loadable(folder, source):
     if config.get("model_type") != "gpt2":
         raise UserError(f"{source} is a {show(config.get('model_type'))}, expected a gpt2")
     shape_of(config, folder, source)
-    for path in weight_files(folder):
+    for path in require_weight_files(folder):
         if path.suffix != ".safetensors":
             read_pickled_tensors(path)
 
@@ -151,7 +153,7 @@ def check_config_values(config, source):
 
 
 def weight_files(folder):
-    """The files with a folder's tensors: safetensors if present, else pickles; one or several."""
+    """The files with a folder's tensors: safetensors if present, else pickles; one or several. None: an empty list."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         path, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
         if path.exists() or index.exists():
@@ -159,7 +161,14 @@ def weight_files(folder):
             for file in files:
                 require_regular_file(file, "a file with weights")
             return files
-    raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+    return []
+
+
+def require_weight_files(folder):
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+    return files
 
 
 def read_index(path):
@@ -175,7 +184,7 @@ def read_index(path):
 def read_tensors(folder):
     """All tensors of a folder under their own names."""
     tensors = {}
-    for path in weight_files(folder):
+    for path in require_weight_files(folder):
         tensors |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickled_tensors(path)
     return tensors
 
