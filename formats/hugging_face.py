@@ -46,6 +46,7 @@ CONFIG_VALUES = {  # the functions that our model computes; the first value of e
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+FUNCTION = (*CONFIG_NAMES.values(), *CONFIG_VALUES, "n_inner", "tie_word_embeddings", "reorder_and_upcast_attn")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored transposed
 GPT2_VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # also tiktoken's cache key
 GPT2_VOCABULARY = {  # Hugging Face's name of each file, OpenAI's, and its SHA-256
@@ -129,10 +130,11 @@ def shape_of(config, folder, source):
     return shape
 
 
-def check_loadable(folder, source):
-    """Raise `UserError` if `transformers` cannot load a folder as a GPT-2.
+def config_for_transformers(folder, source):
+    """The part of a folder's config that decides which function it computes.
 
-    It builds what config.json declares before it looks at the weights, and unpacks compressed pickles.
+    `transformers` builds whatever config.json declares (layers, also under other names, and a label for each class)
+    before it looks at the weights, and unpacks compressed pickles. Raises `UserError` if the folder is no GPT-2.
     """
     config = read_config(folder, source)
     if config.get("model_type") != "gpt2":
@@ -141,6 +143,7 @@ def check_loadable(folder, source):
     for path in require_weight_files(folder):
         if path.suffix != ".safetensors":
             read_pickled_tensors(path)
+    return {name: config[name] for name in FUNCTION if name in config}
 
 
 def check_config_values(config, source):
