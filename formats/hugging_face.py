@@ -46,6 +46,7 @@ CONFIG_VALUES = {  # the functions that our model computes; the first value of e
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+FUNCTION = (*CONFIG_NAMES.values(), *CONFIG_VALUES, "n_inner", "tie_word_embeddings", "reorder_and_upcast_attn")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored transposed
 GPT2_VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # also tiktoken's cache key
 GPT2_VOCABULARY = {  # Hugging Face's name of each file, OpenAI's, and its SHA-256
@@ -118,27 +119,31 @@ def read_config(folder, source):
 
 
 def shape_of(config, folder, source):
-    """The shape that a config describes. Raises `UserError` if the folder's weights cannot be of that shape."""
+    """The shape that a config describes. Raises `UserError` if the folder has weights that cannot be of that shape."""
     shape = checked_shape({ours: config.get(theirs) for ours, theirs in CONFIG_NAMES.items()}, source)
     inner = 4 * shape["n_embd"]
     if config.get("n_inner") not in (None, inner):
         raise UserError(f"{source}: n_inner = {show(config['n_inner'])} in its config, expected 4·n_embd = {inner}")
-    check_shape_fits(shape, sum(os.path.getsize(path) for path in weight_files(folder)), source)
+    files = weight_files(folder)
+    if files:
+        check_shape_fits(shape, sum(os.path.getsize(path) for path in files), source)
     return shape
 
 
-def check_loadable(folder, source):
-    """Raise `UserError` if `transformers` cannot load a folder as a GPT-2.
+def config_for_transformers(folder, source):
+    """The part of a folder's config that decides which function it computes.
 
-    It builds what config.json declares before it looks at the weights, and unpacks compressed pickles.
+    `transformers` builds whatever config.json declares (layers, also under other names, and a label for each class)
+    before it looks at the weights, and unpacks compressed pickles. Raises `UserError` if the folder is no GPT-2.
     """
     config = read_config(folder, source)
     if config.get("model_type") != "gpt2":
         raise UserError(f"{source} is a {show(config.get('model_type'))}, expected a gpt2")
     shape_of(config, folder, source)
-    for path in weight_files(folder):
+    for path in require_weight_files(folder):
         if path.suffix != ".safetensors":
             read_pickled_tensors(path)
+    return {name: config[name] for name in FUNCTION if name in config}
 
 
 def check_config_values(config, source):
@@ -151,7 +156,7 @@ def check_config_values(config, source):
 
 
 def weight_files(folder):
-    """The files with a folder's tensors: safetensors if present, else pickles; one or several."""
+    """The files with a folder's tensors: safetensors if present, else pickles; one or several. None: an empty list."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         path, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
         if path.exists() or index.exists():
@@ -159,7 +164,14 @@ def weight_files(folder):
             for file in files:
                 require_regular_file(file, "a file with weights")
             return files
-    raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+    return []
+
+
+def require_weight_files(folder):
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+    return files
 
 
 def read_index(path):
@@ -175,7 +187,7 @@ def read_index(path):
 def read_tensors(folder):
     """All tensors of a folder under their own names."""
     tensors = {}
-    for path in weight_files(folder):
+    for path in require_weight_files(folder):
         tensors |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickled_tensors(path)
     return tensors
 

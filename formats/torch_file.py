@@ -5,8 +5,6 @@ nanoGPT (`ckpt.pt`): {"model", "model_args", "iter_num", …}. build-nanogpt (`m
 """
 
 import os
-import pickletools
-import re
 import zipfile
 
 import torch
@@ -19,6 +17,7 @@ from formats.model_file import (
     with_gpt2_names,
     without_padding,
 )
+from formats.pickle_check import check_pickle
 from system.boundary import check_declared_size, foreign, require_regular_file, show
 from system.errors import UserError
 from tokens.tokenizer import tokenizer_of_vocab
@@ -27,11 +26,6 @@ ZIP_START, PICKLE_START = b"PK\3\4", b"\x80\2"  # what torch.save writes since t
 EXPECTED = "a file of torch.save"
 LEGACY_PICKLES = 5  # in a file from before torch 1.6: magic number, version, system, the object, names of its storages
 PADDED_GPT2_VOCAB = 50304  # 50257 ids and 47 rows of padding, which no id selects
-PLAIN = re.compile(  # the names that a pickle of dense tensors and plain values uses
-    r"collections (OrderedDict|Counter)|torch (Size|device|\w+Storage|u?int\d+|b?float\d+\w*|bool)"
-    r"|torch\._utils (_rebuild_tensor(_v2|_v3)?|_rebuild_parameter)|torch\.nn\.parameter Parameter"
-    r"|builtins set|__builtin__ set|__main__ GPTConfig"
-)
 
 
 class BuildNanogptConfig:
@@ -74,7 +68,7 @@ def safe_load(path, mmap=False):
             f.seek(0)
             pickles = archived_pickles(path) if is_archive else [f] * LEGACY_PICKLES
             for pickle in pickles:
-                check_names(pickle, path)
+                check_pickle(pickle, path)
         with torch.serialization.safe_globals([(BuildNanogptConfig, "__main__.GPTConfig")]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
 
@@ -91,18 +85,6 @@ def archived_pickles(path):
             raise UserError(f"{path} is compressed, expected {EXPECTED}; save it again with torch.save")
         check_declared_size(path, sum(entry.file_size for entry in entries), os.path.getsize(path))
         return [archive.read(entry) for entry in entries if entry.filename.lower().endswith(".pkl")]
-
-
-def check_names(pickle, path):
-    """Raise `UserError` if a pickle (bytes, or a file that is read up to its end) uses a name that is not `PLAIN`.
-
-    torch's own list is longer: `bytearray` and `_codecs.encode` can fill the memory from a few bytes, and the
-    functions for sparse, quantized, nested and meta tensors make tensors that hold no plain numbers.
-    """
-    for operation, name, _ in pickletools.genops(pickle):
-        if operation.name == "GLOBAL" and not PLAIN.fullmatch(name):
-            found = name.replace(" ", ".")
-            raise UserError(f"{path} was refused: its pickle uses {found}, expected dense tensors and plain values")
 
 
 def model_config(state, path):

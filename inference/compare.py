@@ -21,10 +21,13 @@ MAX_LISTED = 10  # differing tensors in a report
 def load_in_transformers(name):
     """The GPT-2 in a folder, or of a name in `PRETRAINED`, as the `transformers` library builds it. In eval mode."""
     folder = hugging_face.download(name) if name in hugging_face.PRETRAINED else name
-    hugging_face.check_loadable(folder, name)
+    config = hugging_face.config_for_transformers(folder, name)
     with hugging_face.quiet_transformers() as transformers, foreign(name, "a GPT-2 that transformers loads"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+        model = transformers.GPT2LMHeadModel.from_pretrained(
+            folder,
+            config=transformers.GPT2Config(**config),
+            dtype=torch.float32,
+            attn_implementation="eager",
         )
     return model.eval()
 

@@ -36,6 +36,7 @@ def foreign(source, expected, advice="copy it again"):
 
     `expected` is a noun with its article. A `UserError` and Ctrl-C pass unchanged.
     """
+    source = printable(source)
     try:
         yield
     except OUR_OWN:
@@ -72,7 +73,8 @@ def show(value):
 
 
 def printable(text):
-    return "".join(c if c.isprintable() else "?" for c in text)
+    """`text`, or a path, without line ends, terminal codes and bytes that are no UTF-8: a `?` for each."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def require_regular_file(path, expected):
@@ -80,7 +82,7 @@ def require_regular_file(path, expected):
     with foreign(path, expected):
         mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is {kind_of(mode)}; expected {expected}")
+        raise UserError(f"{printable(path)} is {kind_of(mode)}; expected {expected}")
 
 
 def kind_of(mode):

@@ -102,6 +102,8 @@ def test_check_of_a_damaged_folder_is_one_line(path, tmp_path, capsys):
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         assert "hf" in refusal(capsys, path, "--check", folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_labels": 10**9, "num_hidden_layers": 10**9}))
+    assert run(path, "--check", folder) == 0, "what does not change the function is ignored"
     (folder / "config.json").write_text(json.dumps(config))
     for length in (0, 8, 100, len(weights) // 2, len(weights) - 1):
         (folder / "model.safetensors").write_bytes(weights[:length])

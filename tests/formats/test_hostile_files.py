@@ -12,7 +12,8 @@ import torch
 from hostile import TINY, flip, make_targets, model_target, nanogpt_state, peak_bytes, refused, write_folder
 from models import assert_same_parameters, refusal, save_checkpoint, small_gpt
 
-from formats import checkpoint
+from formats import checkpoint, pickle_check
+from formats.torch_file import safe_load
 from model import GPT
 from system.errors import UserError
 
@@ -71,13 +72,14 @@ def test_checkpoint_with_any_flip_in_its_zip_directory_is_refused(targets):
 
 
 @pytest.mark.parametrize(
-    "change", [{"n_layer": 10**9}, {"n_embd": 2**30}, {"vocab_size": 2**31 - 1}, {"n_layer": 2**62}]
+    ("name", "value"),
+    [("n_layer", 10**9), ("n_layer", 2**62), ("n_embd", 2**30), ("vocab_size", 2**31 - 1), ("vocab_size", 10**600)],
+    ids=reprlib.repr,
 )
-def test_read_compares_a_declared_shape_with_the_size_of_the_file(folder, model, tmp_path, change):
-    theirs = {"n_embd": "n_embd", "n_layer": "n_layer", "vocab_size": "vocab_size"}
+def test_read_compares_a_declared_shape_with_the_size_of_the_file(folder, model, tmp_path, name, value):
+    change = {name: value}
     config = json.loads((folder / "config.json").read_text())
-    config |= {theirs[name]: value for name, value in change.items()}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | change))
     torch.save(nanogpt_state(model, **change), tmp_path / "nano.pt")
     state = {"model": model.state_dict(), "model_config": TINY | change, "tokenizer": None, "step": 1}
     checkpoint.save(tmp_path / "model_00001.pt", state)
@@ -146,6 +148,31 @@ def test_read_refuses_strange_tensors(model, folder, tmp_path, kind, name):
     for path in (tmp_path / "nano.pt", tmp_path / "model_00001.pt", folder):
         refusal(path)
     assert peak_bytes() - before < GB
+
+
+DOUBLED = b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))  # each operation makes the tuple (x, x) of the last x
+PICKLES = {  # of a dict with the key 1 or a tuple, unless a function is called
+    "2^60 values": b"\x80\2}K\1)" + DOUBLED + b"s.",
+    "2^60 values as a key": b"\x80\2})" + DOUBLED + b"K\2s.",
+    "a tuple 100,000 deep as a key": b"\x80\2}K\1" + 100_000 * b"\x85" + b"K\2s.",
+    "text that doubles": b"\x80\2c_codecs\nencode\nX\2\0\0\0aaX\3\0\0\0hex\x86R.",
+    "an allocation": b"\x80\2ctorch\nFloatTensor\n\x8a\5\0\xe4\x0bT\2\x85R.",
+    "many operations": b"\x80\2" + 100_001 * b"N" + b".",
+    "a stack that ends": b"\x80\2}s.",
+    "an unknown memo": b"\x80\2h\7.",
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_safe_load_refuses_pickles_that_fill_memory_or_stack(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(pickle_check, "MAX_OPERATIONS", 100_000)
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", PICKLES[kind])
+        archive.writestr("archive/version", "3\n")
+    (tmp_path / "old.pt").write_bytes(PICKLES[kind])
+    for name in ("zip.pt", "old.pt"):
+        with pytest.raises(UserError, match=r"was refused: its pickle|is damaged or not a file of torch\.save"):
+            safe_load(tmp_path / name)
 
 
 # ---- values of the wrong type, and what is missing ----
