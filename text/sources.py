@@ -13,7 +13,7 @@ from system.errors import UserError
 from text import hub
 from text.documents import SUFFIXES, find_files
 from text.encoding import tokenize_texts
-from text.retry import Retry, show_library_retries
+from text.retry import Retry
 from text.shard_writer import finish
 from tokens.shards import write_shard
 from tokens.tokenizer import get_tokenizer
@@ -93,7 +93,6 @@ def find_download(file, urls, sha256, options):
 
 def find_on_hub(repo, splits, options):
     """The data files of a data set's splits, downloaded into the cache. `splits`: our name → the data set's name."""
-    show_library_retries()
     files = {}
     for split, their_split in splits.items():
         urls = options.retry.call(hub.list_data_files, repo, None, their_split)
