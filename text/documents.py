@@ -41,6 +41,9 @@ class Piece(Protocol):
     def texts(self) -> list[str]:
         """Read the texts, one per document. Raises `UserError` if the file is damaged."""
 
+    def __str__(self) -> str:
+        """The path of its file, for messages."""
+
 
 @dataclass(frozen=True)
 class TextFile:
@@ -81,14 +84,29 @@ class Span:
 
 
 @dataclass(frozen=True)
-class LoadedTexts:
-    """Texts that are already in memory."""
+class HalfPiece:
+    """A piece up to character `cut` of all its texts joined, or from there on; a text that spans it is in both."""
 
-    loaded: list[str]
-    continues: bool = False
+    piece: Piece
+    cut: int
+    after: bool
+
+    @property
+    def continues(self):
+        return self.piece.continues and not self.after
+
+    def __str__(self):
+        return str(self.piece)
 
     def texts(self):
-        return self.loaded
+        found, cut = [], self.cut
+        for text in self.piece.texts():
+            if self.after and cut < len(text):
+                found.append(text[max(cut, 0) :])
+            if not self.after and cut > 0:
+                found.append(text[:cut])
+            cut -= len(text)
+        return found
 
 
 def find_files(pattern):

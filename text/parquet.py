@@ -108,7 +108,7 @@ def open_parquet(path, column):
 
 def check_column(path, schema, column):
     """Raise `UserError` unless exactly one column is called `column`, and it holds text."""
-    import pyarrow.types as types
+    from pyarrow import types
 
     if column not in schema.names:
         raise UserError(f"{path} has no column {column!r}; it has {', '.join(schema.names)}; see --text_field")

@@ -20,7 +20,7 @@ RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP
 REFUSED_STATUS = (401, 403, 404)
 NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet", "fsspec", "aiohttp")
 LONGEST_PAUSE = 120.0  # seconds
-SHORTEST_ATTEMPT_S = 5.0  # what the first attempt may take, however small the budget is
+SHORTEST_ATTEMPT_S = 10.0  # what the first attempt may take, however small the budget is
 POLL_S = 0.2
 
 
