@@ -199,6 +199,7 @@ class Corpus:
         self.all_parts = cut_sequence(files, 0, settings.fraction)
         edges = [settings.fraction * (settings.worker + i) / settings.num_workers for i in (0, 1)]
         self.parts = cut_sequence(files, *edges)
+        self.described = {}  # path → `TextFile`
         self.futures = {}  # index of a part → future of the path or url to read it from
         self.received = {}  # index of a part → bytes downloaded so far
 
@@ -206,7 +207,8 @@ class Corpus:
         """Estimate the tokens of all workers from the first piece that holds text, which a worker process reads."""
         function, share = functools.partial(estimate_tokens, tokenizer_name=self.settings.tokenizer), 0.0
         items = self.cut_parts(self.all_parts, lambda index: hub.locate(self.all_parts[index][0], stream=True))
-        for item, tokens in map_in_order(function, items, 1, self.retry.wait):
+        workers = 1 if any(is_parquet(path) for path, _ in self.files) else 0
+        for item, tokens in map_in_order(function, items, workers, self.retry.wait):
             share += item.share
             if tokens:
                 return max(1, round(tokens / share))
@@ -223,11 +225,20 @@ class Corpus:
         work = sum(weight for *_, weight in parts)
         for index in range(first_part, len(parts)):
             _, start, stop, weight = parts[index]
-            (file,) = describe_files([locate(index)], should_retry=self.retry.wait)
+            file = self.describe(locate(index))
             for number, (piece, share) in enumerate(cut_file(file, start, stop)):
                 if index > first_part or number >= first_piece:
                     self.retry.reset()  # a piece is only requested after an earlier one has arrived
                     yield Item([index, number], None, share / (stop - start) * weight / work, piece)
+
+    def describe(self, path):
+        """The `TextFile` of a path or url. Local files are described together, by one worker process."""
+        if path not in self.described:
+            local = [name for name, *_ in self.all_parts if not hub.is_remote(name)]
+            paths = local if path in local else [path]
+            files = describe_files(paths, should_retry=self.retry.wait)
+            self.described |= {file.path: file for file in files}
+        return self.described[path]
 
     def locate(self, index):
         """The path or url to read a part from; the next part is downloaded in the background."""

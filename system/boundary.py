@@ -103,7 +103,7 @@ def check_nesting(value, source):
     raise UserError(f"{source} nests lists or objects more than {MAX_NESTING} deep")
 
 
-def require_fields(record, source, **types):
+def require_fields(record, source, /, **types):
     """Raise `UserError` unless the dict `record` has each field with a value of exactly its type, or one of a tuple.
 
     require_fields(meta, path, tokenizer=str, shards=list, limit=(int, type(None)))

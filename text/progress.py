@@ -67,7 +67,7 @@ class Progress:
 
         Saved first: that fails without harm on a full disk, and a killed command's successor goes on deleting.
         """
-        self.save()
+        dataclasses.replace(self, documents=0, bytes=0, share=0.0).save()  # what is counted is in no shard yet
         if self.replaces:
             delete_shards(self.out, keep=self.path)
             self.replaces = False

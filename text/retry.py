@@ -71,8 +71,7 @@ class Retry:
             return False
         if self.began is not None:
             self.waited += time.monotonic() - self.began
-        no_such_name = any(isinstance(cause, socket.gaierror) for cause in causes(error))
-        if self.waited >= self.limit or (no_such_name and not self.reached):
+        if self.waited >= self.limit or (has_no_address(error) and not self.reached):
             raise self.limit_reached(reason) from error
         pause = min(max(self.pause, requested_pause(error)), self.limit - self.waited)
         count_down(pause, reason)
@@ -117,17 +116,22 @@ def describe_network_error(error):
             return None
         if isinstance(cause, NetworkError):
             return str(cause)
-        if isinstance(cause, socket.gaierror):
-            return f"the name of {endpoint()}, or of a proxy, does not resolve (no network?)"
         refuse_permanent_error(cause)
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in RETRIED_STATUS:
             return describe_status(status)
+        if has_no_address(error):
+            return f"the name of {endpoint()}, or of a proxy, does not resolve (no network?)"
         library = type(cause).__module__.partition(".")[0]
         if library in NETWORK_LIBRARIES or isinstance(cause, (ConnectionError, TimeoutError)):
             reason = textwrap.shorten(f"{type(cause).__name__}: {cause}", 80, placeholder=" …")
             return f"the connection to {endpoint()} failed ({reason})"
     return None
+
+
+def has_no_address(error):
+    """Whether a host's name that does not resolve is behind an exception."""
+    return any(isinstance(cause, socket.gaierror) for cause in causes(error))
 
 
 def refuse_permanent_error(error):
