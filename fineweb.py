@@ -246,8 +246,9 @@ class Corpus:
         with tqdm(unit="B", unit_scale=True, desc=f"fetching {name}", leave=False, delay=0.5) as bar:
 
             def received():
-                bar.update(self.received.get(index, 0) - bar.n)
-                return bar.n
+                count = self.received.get(index, 0)
+                bar.update(count - bar.n)
+                return count
 
             path = self.retry.call(lambda: self.fetch(index).result(), received=received)
         if index + 1 < len(self.parts):

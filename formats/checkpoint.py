@@ -10,30 +10,30 @@ import hashlib
 import os
 import re
 import struct
-import zipfile
 from pathlib import Path
 
 import torch
 
-from formats.model_file import ModelFile, checked_shape, without_padding
+from formats.model_file import ModelFile, check_shape_fits, checked_shape, without_padding
 from formats.torch_file import safe_load
+from system.boundary import require_fields, require_regular_file
 from system.errors import UserError
 from system.files import AtomicFile
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"model_(\d+)\.pt")
 DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
+END_START, END_BYTES = b"PK\5\6", 22  # the last record of a zip archive; its last two bytes are the comment's length
 
 
 def matches(path, start):
     """Whether `path` is a folder with checkpoints, or a zip archive that ends with a checksum."""
     if os.path.isdir(path):
         return bool(list_checkpoints(path))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return len(archive.comment) == DIGEST_LENGTH
-    except zipfile.BadZipFile:
-        return False
+    with open(path, "rb") as f:
+        f.seek(max(0, os.path.getsize(path) - DIGEST_LENGTH - END_BYTES))
+        end = f.read(END_BYTES)
+    return end.startswith(END_START) and end.endswith(struct.pack("<H", DIGEST_LENGTH))
 
 
 def read(path):
@@ -46,7 +46,9 @@ def read(path):
         path = str(checkpoints[max(checkpoints)])
     try:
         state = check_format(safe_load(path, mmap=True), path)
+        require_fields(state, path, model=dict, model_config=dict, tokenizer=(str, type(None)), step=int)
         shape = checked_shape(state["model_config"], path)
+        check_shape_fits(shape, os.path.getsize(path), path)
     except Exception:  # not verified yet, so a damaged file can fail in any way; the checksum gives the reason
         verify(path)
         raise
@@ -103,6 +105,7 @@ def check_format(state, path):
 
 def verify(path):
     """Raise `UserError` unless `path` ends with the checksum of its content."""
+    require_regular_file(path, "a checkpoint")
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as f:
@@ -163,11 +166,14 @@ def path_of(log_dir, step):
 
 
 def list_checkpoints(log_dir):
-    """The checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder."""
+    """The checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder.
+
+    Only files count, or links to files: a folder or a pipe of such a name is no checkpoint.
+    """
     if not os.path.isdir(log_dir):
         return {}
     found = ((NAME.fullmatch(path.name), path) for path in Path(log_dir).iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_file()))
 
 
 def newest_checkpoint(folder="log"):

@@ -6,6 +6,7 @@ file declares (layers, rows, unpacked bytes) is compared with its real size befo
 """
 
 import contextlib
+import errno
 import json
 import os
 import reprlib
@@ -35,6 +36,7 @@ def foreign(source, expected, advice="copy it again"):
 
     `expected` is a noun with its article. A `UserError`, a `NetworkError` and Ctrl-C pass unchanged.
     """
+    source = printable(source)
     try:
         yield
     except OUR_OWN:
@@ -47,16 +49,32 @@ def foreign(source, expected, advice="copy it again"):
         raise UserError(f"{source} is damaged or not {expected} ({reason(error)}); {advice}") from error
 
 
+@contextlib.contextmanager
+def library_write(path):
+    """Raise whatever a library raises while it writes `path`, on a full disk for example, as an `OSError`."""
+    try:
+        yield
+    except (OSError, *OUR_OWN):
+        raise
+    except BaseException as error:
+        raise OSError(errno.EIO, f"could not be written ({reason(error)})", str(path)) from error
+
+
 def reason(error):
     """An exception in one printable line: its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_REASON])
+    return printable(text[:MAX_REASON])
 
 
 def show(value):
-    """A foreign value for a message: its `repr`, shortened however long or deep the value is."""
-    return reprlib.repr(value)
+    """A foreign value for a message: its `repr` in one line, shortened however long or deep the value is."""
+    return printable(reprlib.repr(value))
+
+
+def printable(text):
+    """`text`, or a path, without line ends, terminal codes and bytes that are no UTF-8: a `?` for each."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def require_regular_file(path, expected):
@@ -64,7 +82,7 @@ def require_regular_file(path, expected):
     with foreign(path, expected):
         mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is {kind_of(mode)}; expected {expected}")
+        raise UserError(f"{printable(path)} is {kind_of(mode)}; expected {expected}")
 
 
 def kind_of(mode):
@@ -104,7 +122,9 @@ def check_nesting(value, source):
 
 
 def require_fields(record, source, /, **types):
-    """Raise `UserError` unless the dict `record` has each field with a value of exactly its type, or one of a tuple.
+    """Raise `UserError` unless the dict `record` has each field with a value of its type, or of one in a tuple.
+
+    True and False are no `int` here.
 
     require_fields(meta, path, tokenizer=str, shards=list, limit=(int, type(None)))
     """
@@ -112,9 +132,10 @@ def require_fields(record, source, /, **types):
         wanted = wanted if isinstance(wanted, tuple) else (wanted,)  # noqa: PLW2901
         if name not in record:
             raise UserError(f"{source} has no {name!r}")
-        if type(record[name]) not in wanted:
+        value = record[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             names = " or ".join(cls.__name__.replace("NoneType", "null") for cls in wanted)
-            raise UserError(f"{source}: {name} = {show(record[name])}, expected {names}")
+            raise UserError(f"{source}: {name} = {show(value)}, expected {names}")
 
 
 def check_declared_size(source, declared, actual):

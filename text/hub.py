@@ -198,11 +198,13 @@ def download_to_cache(url, on_bytes):
 def locate_with_bar(url, retry):
     """`locate` with a progress bar and retries."""
     with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False) as bar:
+        count = [0]  # bytes so far
 
-        def show(count):
-            bar.update(count - bar.n)
+        def on_bytes(received):
+            bar.update(received - count[0])
+            count[0] = received
 
-        return retry.call(locate, url, on_bytes=show, received=lambda: bar.n)
+        return retry.call(locate, url, on_bytes=on_bytes, received=lambda: count[0])
 
 
 class RangeReader(io.RawIOBase):

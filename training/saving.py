@@ -1,10 +1,32 @@
 """Checkpoints of a run: what they hold, when a better one is found, which are kept."""
 
 import dataclasses
+import os
 
 from formats import checkpoint
+from formats.model_file import check_shape_fits, check_tensors, checked_shape, without_head, without_padding
+from system.boundary import foreign, require_fields
 from system.errors import UserError
 from training import parallel
+
+NUMBER_OR_NONE = (int, float, type(None))
+CONTENT = {  # the types of what `checkpoint_content` returns and a resumed run needs
+    "model": dict,
+    "model_config": dict,
+    "tokenizer": str,
+    "train_config": dict,
+    "optimizer": list,
+    "scaler": dict,
+    "loader": dict,
+    "train_windows": int,
+    "step": int,
+    "val_loss": NUMBER_OR_NONE,
+    "val_step": NUMBER_OR_NONE,
+    "best": (tuple, list, type(None)),
+    "bad_steps": int,
+    "skipped": int,
+    "outliers": list,
+}
 
 
 def save(run):
@@ -44,6 +66,20 @@ def checkpoint_content(run):
         "train_windows": len(run.loader.windows),
         **run.state.state_dict(),
     }
+
+
+def check_content(content, path):
+    """Return the content of the checkpoint at `path`. Raises `UserError` if a part that a resumed run needs is missing.
+
+    A valid checksum does not say that this code wrote the file.
+    """
+    with foreign(path, "the checkpoint of a run"):
+        require_fields(content, path, **CONTENT)
+        require_fields(content["train_config"], f"{path}: train_config", T=int, seed=int, optimizer=str)
+        shape = checked_shape(content["model_config"], path)
+        check_shape_fits(shape, os.path.getsize(path), path)
+        check_tensors(without_head(without_padding(content["model"], shape["vocab_size"]), path), shape, path)
+    return content
 
 
 def load_content(run, content):

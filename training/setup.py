@@ -23,7 +23,7 @@ from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
 from training.profiling import StepProfiler
 from training.progress import Progress
-from training.saving import load_content
+from training.saving import check_content, load_content
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
 
@@ -96,7 +96,7 @@ def find_checkpoint(cfg, rt):
         path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
         if path is not None:
             rt.print(f"resuming from {path}")
-            return checkpoint.load(path)
+            return check_content(checkpoint.load(path), path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting a new run")
     elif not cfg.overwrite and (checkpoint.list_checkpoints(cfg.log_dir) or path_of(cfg.log_dir).exists()):
         raise UserError(f"{cfg.log_dir} already holds a run: add --resume, --overwrite, or another --log_dir")

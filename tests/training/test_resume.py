@@ -10,6 +10,7 @@ from formats import checkpoint
 from system.errors import UserError
 from tracking.runlog import read_log
 from train_gpt2 import train
+from training.saving import CONTENT
 from training.schedule import learning_rate
 
 
@@ -167,6 +168,36 @@ def test_resume_refuses_to_start_if_every_checkpoint_is_damaged(make_run, tmp_pa
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         make_run(**BUSY, resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(data, the content of the last checkpoint) of a run of one step."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_corpus(folder / "data")
+    train_gpt2.main(as_flags(TINY | {"max_steps": 1, "data_dir": data, "log_dir": folder / "log"}))
+    return data, final_state(folder / "log")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("n_layer", 10**9), *((name, "x") for name in CONTENT), ("outliers", None)]
+)
+def test_resume_refuses_a_checkpoint_without_its_parts_under_a_valid_checksum(finished, tmp_path, capsys, name, wrong):
+    data, content = finished
+    if wrong is None:
+        content = {key: value for key, value in content.items() if key != name}
+    elif name == "n_layer":
+        content = content | {"model_config": content["model_config"] | {name: wrong}}
+    elif name == "tokenizer":
+        content = content | {name: 3}
+    else:
+        content = content | {name: wrong}
+    checkpoint.save(tmp_path / "model_00001.pt", content)
+    with pytest.raises(SystemExit) as caught:
+        train_gpt2.main(as_flags(TINY | {"resume": True, "data_dir": data, "log_dir": tmp_path}))
+    line = capsys.readouterr().err
+    assert (caught.value.code, line.count("\n")) == (2, 1)
+    assert "model_00001.pt" in line
 
 
 def test_save_keeps_the_newest_and_the_best(make_run, tmp_path, monkeypatch):
