@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from system.background import in_background
 from system.boundary import foreign
+from system.download import SLOWEST, TIMEOUT
 from system.errors import NetworkError, UserError
 from text.retry import RETRIED_STATUS, describe_network_error, describe_status, requested_pause, retry_after
 
@@ -197,7 +199,7 @@ def download_to_cache(url, on_bytes):
 
 def locate_with_bar(url, retry):
     """`locate` with a progress bar and retries."""
-    with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False) as bar:
+    with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False, disable=None) as bar:
         count = [0]  # bytes so far
 
         def on_bytes(received):
@@ -220,12 +222,20 @@ class RangeReader(io.RawIOBase):
         file = HubFile.parse(url)
         self.url = hf_hub_url(file.repo, file.path, repo_type="dataset", revision=file.revision)
         self.position = 0
-        length = self.get("bytes=0-0").headers.get("Content-Range", "").rpartition("/")[2]
+        length = self.get(0, 0).headers.get("Content-Range", "").rpartition("/")[2]
         if not length.isdecimal():
             raise NetworkError(f"{self.url}: the answer to a range request does not say how long the file is")
         self.size = int(length)
 
-    def get(self, byte_range):
+    def get(self, first, last):
+        """The response to a request for bytes `first` … `last`, in limited time. Raises `NetworkError`."""
+        seconds = TIMEOUT + (last - first) / SLOWEST
+        try:
+            return in_background(self.request, f"bytes={first}-{last}").result(seconds)
+        except TimeoutError:
+            raise NetworkError(f"{self.url}: no answer in {seconds:.0f} s") from None
+
+    def request(self, byte_range):
         """The response to a range request. Raises `NetworkError`, which can be pickled, if the network fails."""
         from huggingface_hub import constants, get_session
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -258,7 +268,7 @@ class RangeReader(io.RawIOBase):
         count = left if count is None or count < 0 else min(count, left)
         if count <= 0:
             return b""
-        data = self.get(f"bytes={self.position}-{self.position + count - 1}").content
+        data = self.get(self.position, self.position + count - 1).content
         if len(data) != count:
             raise NetworkError(f"{self.url}: asked for {count:,} bytes, got {len(data):,}")
         self.position += count

@@ -20,7 +20,8 @@ RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP
 REFUSED_STATUS = (401, 403, 404)
 NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet", "fsspec", "aiohttp")
 LONGEST_PAUSE = 120.0  # seconds
-SHORTEST_ATTEMPT_S = 10.0  # what the first attempt may take, however small the budget is
+ATTEMPT_S = 10.0  # what an attempt may take, however small the budget is
+STALL_S = 120.0  # and a download without reporting a byte: the library reports each 10 MB
 POLL_S = 0.2
 
 
@@ -34,11 +35,11 @@ class Retry:
         self.waited, self.pause = 0.0, 1.0
         self.began = None  # when the current attempt began, in seconds of the monotonic clock; None: unknown
 
-    def call(self, function, *args, received=lambda: 0, **kwargs):
+    def call(self, function, *args, received=None, **kwargs):
         """Return `function(*args, **kwargs)`, called again each time the network fails.
 
-        It runs in a thread: it is given up when the budget is spent, whatever it waits for. `received` returns a
-        number of bytes; while that grows, the attempt may take any time.
+        It runs in a thread: it is given up when the budget is spent, whatever it waits for. For a download, `received`
+        returns the bytes so far; while they grow, the attempt may take any time.
         """
         while True:
             self.began = time.monotonic()
@@ -52,12 +53,12 @@ class Retry:
 
     def result_of(self, future, received):
         """The result of a future. Raises `NetworkError` when the budget is spent."""
-        count = 0
+        limit, count = max(self.limit, ATTEMPT_S if received is None else STALL_S), 0
         while not concurrent.futures.wait([future], timeout=POLL_S).done:
-            if received() > count:
+            if received is not None and received() > count:
                 self.reset()
                 self.began, count = time.monotonic(), received()
-            if self.waited + time.monotonic() - self.began > max(self.limit, SHORTEST_ATTEMPT_S):
+            if self.waited + time.monotonic() - self.began > limit:
                 raise NetworkError(f"{endpoint()} does not answer")
         return future.result()
 

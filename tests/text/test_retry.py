@@ -68,7 +68,8 @@ def test_retry_counts_the_time_of_failing_attempts(pauses, monkeypatch):
 
 
 def test_retry_gives_up_an_attempt_that_does_not_end(pauses, monkeypatch):
-    monkeypatch.setattr(retry, "SHORTEST_ATTEMPT_S", 0.3)
+    monkeypatch.setattr(retry, "ATTEMPT_S", 0.3)
+    monkeypatch.setattr(retry, "STALL_S", 0.3)
     received = itertools.count()
     assert Retry(0.2, "").call(lambda: time.sleep(0.9), received=lambda: next(received)) is None
     with pytest.raises(UserError, match="does not answer; gave up after 0 s"):
