@@ -13,13 +13,13 @@ weights. It also takes a debug state of llm.c, which holds the logits and gradie
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import Range, configure
 from formats import hugging_face, llmc
 from formats.read import read
 from inference import compare
@@ -52,7 +52,7 @@ class Settings:
     """token shard whose first tokens are the batch of the debug state; by default random ids"""
     check: str | None = None
     """compare with this model or llm.c debug state"""
-    tolerance: float = 1e-5
+    tolerance: Annotated[float, Range(0)] = 1e-5
     """with --check: differences up to this share of a tensor's largest value are allowed"""
 
     def check_combination(self):

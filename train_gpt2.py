@@ -15,10 +15,11 @@ from system.errors import command
 from system.signals import StopRequest
 from training.config import TrainConfig
 from training.dry_run import print_plan
-from training.evaluation import evaluate
+from training.evaluation import evaluate, validate
 from training.failures import explain_failures
 from training.parallel import clip_gradients, synchronize_gradients
-from training.saving import save
+from training.run_folder import own_folder
+from training.saving import finish, save
 from training.schedule import due, learning_rate
 from training.setup import set_up
 
@@ -30,7 +31,7 @@ def main(argv=None):
         print_plan(cfg)
         return
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
-    with explain_failures(cfg, rt), StopRequest(rt.print) as stop_request:
+    with explain_failures(cfg, rt), own_folder(cfg.log_dir, rt), StopRequest(rt.print) as stop_request:
         train(set_up(cfg, rt, stop_request))
     rt.close()
 
@@ -45,9 +46,11 @@ def train(run):
 
         # Between updates. Nothing here changes what training computes, or counts as its time.
         if not stopping:
-            stopping = evaluate(run, last)
+            stopping = validate(run, last)
         if last or stopping or (due(state.step, cfg.checkpoint_interval) and state.step > run.start_step):
             save(run)
+        if not stopping:
+            evaluate(run, last)
         if last or stopping:
             break
         run.profiler.start(state.step)
@@ -86,8 +89,7 @@ def train(run):
             run.progress.restart()
         state.step += 1
 
-    outcome = f"stopped on request after {state.step} steps, continue with --resume" if stopping else "done"
-    rt.print(f"{outcome}: {cfg.log_dir} holds the log, the plot and the checkpoints")
+    finish(run, stopping)
 
 
 if __name__ == "__main__":

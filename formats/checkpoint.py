@@ -80,10 +80,10 @@ def disk_errors():
     try:
         yield
     except RuntimeError as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, (OSError, KeyboardInterrupt)):
-            raise cause from None
-        raise
+        cause = error
+        while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
+            cause = cause.__cause__ or cause.__context__  # one `RuntimeError` for each level of the writer
+        raise cause or error from None
 
 
 def load(path, mmap=False):
@@ -133,14 +133,34 @@ def digest_without_comment(f, size):
     return digest.hexdigest() if length == struct.pack("<H", DIGEST_LENGTH) else "no checksum"
 
 
-def prune(log_dir, keep_last, best_step):
-    """Delete all checkpoints but the newest `keep_last` and the best. With `keep_last` 0, delete none."""
+def prune(log_dir, keep_last, best_step, good_steps):
+    """Delete all checkpoints but the newest `keep_last` and the best. With `keep_last` 0, delete none.
+
+    `good_steps`, a set, holds the steps whose checkpoints the caller has written or verified; the newest of them was
+    just written. Others are verified before they count. Later checkpoints than that one are left: a run only goes back
+    behind them if they are damaged, and will overwrite them.
+    """
     if keep_last == 0:
         return
-    found = list_checkpoints(log_dir)
-    for step in list(found)[:-keep_last]:
-        if step != best_step:
-            found[step].unlink(missing_ok=True)
+    kept = 0
+    for step, path in reversed(list_checkpoints(log_dir).items()):
+        if step > max(good_steps):
+            continue
+        if kept == keep_last:
+            if step != best_step:
+                path.unlink(missing_ok=True)
+        elif step in good_steps or is_good(path):
+            good_steps.add(step)
+            kept += 1
+
+
+def is_good(path):
+    """Whether `path` is an undamaged checkpoint."""
+    try:
+        verify(path)
+    except UserError:
+        return False
+    return True
 
 
 def newest_good(log_dir, warn):

@@ -85,8 +85,8 @@ def test_sample_command_reads_prompts_from_flag_file_and_keyboard(log, monkeypat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_samples=0"], "--num_samples 0: expected at least 1"),
-        (["--max_new_tokens=0"], "--max_new_tokens 0"),
+        (["--num_samples=0"], "num_samples = 0: expected at least 1"),
+        (["--max_new_tokens=0"], "max_new_tokens = 0: expected at least 1"),
         (["--top_p=2"], "top_p = 2.0: expected"),
         (["--style=calm"], "focused, creative, wild"),
         (["--prompt=a", "--prompt_file=b"], "expected one of the two"),
