@@ -12,11 +12,11 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import Range, configure
 from system.background import in_background
 from system.errors import UserError, command
 from system.lock import folder_lock
@@ -26,13 +26,15 @@ from text.encoding import estimate_tokens
 from text.progress import LARGEST_SHARD, SHARD_TOKENS, open_progress, read_finished
 from text.retry import Retry, endpoint
 from text.shard_writer import Item, finish, format_bytes, print_summary, write_shards
-from text.worker_pool import cpu_count, map_in_order
+from text.worker_pool import MOST_PROCESSES, cpu_count, map_in_order
+from tokens.inspection import format_count
 from tokens.tokenizer import TokenizerName
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}
 SHARD_NAMES = {"edu": "edufineweb", "classic": "fineweb"}
 FOLDERS = {"edu": "edu_fineweb", "classic": "fineweb"}
 FEWEST_SHARDS = 20
+MOST_WORKERS = 99_999  # names of progress files have five digits
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class Settings:
     """edu (educational pages) or classic (all of FineWeb)"""
     subset: str = "sample-10BT"
     """sample-10BT, sample-100BT, sample-350BT, or one crawl: CC-MAIN-2024-10, ..."""
-    fraction: float = 1.0
+    fraction: Annotated[float, Range(0, 1, excluded=0)] = 1.0
     """use only this first fraction of the documents, in file order, and download no more"""
-    shard_tokens: int | None = None
+    shard_tokens: Annotated[int | None, Range(1, LARGEST_SHARD)] = None
     """tokens per shard; default: 100,000,000, or a twentieth of all tokens if that is less"""
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
@@ -57,24 +59,18 @@ class Settings:
     """read this file, folder or pattern of .parquet or .jsonl with a text column, instead of the hub"""
     streaming: bool = False
     """tokenize while downloading, and keep no copy of the text on disk"""
-    num_proc: int = cpu_count()
+    num_proc: Annotated[int, Range(1, MOST_PROCESSES)] = cpu_count()
     """worker processes"""
     worker: int = 0
     """on a cluster: the number of this worker, 0 ... num_workers - 1"""
-    num_workers: int = 1
+    num_workers: Annotated[int, Range(1, MOST_WORKERS)] = 1
     """on a cluster: how many workers share the work, all with the same --out"""
-    patience: float = 600.0
+    patience: Annotated[float, Range(0)] = 600.0
     """seconds to retry when the network fails, before giving up"""
     overwrite: bool = False
     """replace the shards that --out already holds"""
 
     def check(self):
-        if not 0 < self.fraction <= 1:
-            raise UserError(f"--fraction {self.fraction}: expected a part of the documents, such as 0.001; 1 is all")
-        if self.num_proc < 1:
-            raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
-        if self.shard_tokens is not None and not 1 <= self.shard_tokens <= LARGEST_SHARD:
-            raise UserError(f"--shard_tokens {self.shard_tokens}: expected 1 … {LARGEST_SHARD:,}")
         if not 0 <= self.worker < self.num_workers:
             raise UserError(f"--worker {self.worker}: expected 0 ... {self.num_workers - 1} (--num_workers less one)")
         if self.overwrite and self.num_workers > 1:
@@ -105,7 +101,7 @@ def fill(out, request, paths, settings):
         return read_finished(out, request)  # another process has just finished it
     retry = Retry(settings.patience, "--fraction 0.001")
     if progress.plan:
-        print(f"{out}: continuing after {len(progress.shards)} finished shards", flush=True)
+        print(f"{out}: continuing after {format_count(len(progress.shards), 'finished shard')}", flush=True)
         corpus = Corpus(progress.plan["files"], settings, retry)
     else:
         corpus = Corpus(list_files(settings, paths, retry), settings, retry)
@@ -116,7 +112,7 @@ def fill(out, request, paths, settings):
         items = corpus.stream_items(progress.position)
         meta = write_shards(progress, items, settings.num_proc, SHARD_NAMES[settings.version], retry.wait)
     if meta is None:
-        done = f"worker {settings.worker} has finished its part, {len(progress.shards)} shards"
+        done = f"worker {settings.worker} has finished its part, {format_count(len(progress.shards), 'shard')}"
         print(f"{out}: {done}; the last worker to finish writes meta.json")
     return meta
 

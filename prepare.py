@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import Range, configure
 from system.errors import UserError, command
 from system.lock import folder_lock
 from text.documents import FIELD, HalfPiece, cut_file, describe_files, fingerprint, is_parquet
@@ -26,7 +26,7 @@ from text.progress import open_progress, read_finished
 from text.retry import Retry
 from text.shard_writer import Item, print_summary, write_shards
 from text.sources import EXPECTED, HELP, FetchOptions, get_source, short_name
-from text.worker_pool import cpu_count, map_in_order
+from text.worker_pool import MOST_PROCESSES, cpu_count, map_in_order
 from tokens.inspection import inspect
 from tokens.tokenizer import TokenizerName
 
@@ -42,17 +42,17 @@ class Settings:
     """gpt2 (its vocabulary is downloaded once) or byte (nothing to download)"""
     out: str | None = None
     """folder for the shards; default: data/NAME after the source (data/NAME_byte for bytes)"""
-    val: float = 0.1
+    val: Annotated[float, Range(0, 0.99, excluded=0)] = 0.1
     """fraction of each source's characters, at its end, that is validation"""
     text_field: str = FIELD
     """field of .jsonl files, and column of .parquet files, that holds the text"""
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
-    num_proc: int = cpu_count()
+    num_proc: Annotated[int, Range(1, MOST_PROCESSES)] = cpu_count()
     """worker processes, if there is enough text for more than one"""
     mirror: str | None = None
     """a URL to download shakespeare from first (HF_ENDPOINT sets a mirror for tinystories)"""
-    patience: float = 600.0
+    patience: Annotated[float, Range(0)] = 600.0
     """seconds to retry when the network fails, before giving up"""
     overwrite: bool = False
     """replace the shards that --out already holds"""
@@ -64,10 +64,6 @@ class Settings:
             raise UserError(f"prepare.py needs a source: {EXPECTED}")
         if self.sources and self.inspect:
             raise UserError("--inspect DIR writes nothing: leave out the sources")
-        if not 0 < self.val < 1:
-            raise UserError(f"--val {self.val}: expected a fraction of the text, between 0 and 1, such as 0.1")
-        if self.num_proc < 1:
-            raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
         for name in self.sources:
             if self.sources.count(name) > 1:
                 raise UserError(f"{name} is given twice: name each source once")

@@ -18,6 +18,7 @@ from text.documents import Piece
 from text.encoding import tokenize
 from text.progress import Progress, delete_shards, writing
 from text.worker_pool import map_in_order
+from tokens.inspection import format_count
 from tokens.shards import progress_files, read_meta, shard_name, split_of, write_meta, write_shard
 
 FEWEST_TOKENS = 33  # of a split: one short window and the token after it
@@ -115,7 +116,7 @@ class ShardWriter:
 
     def not_written(self, path, error):
         """The `UserError` for a shard that could not be written."""
-        kept = f"{len(self.progress.shards)} finished shards are kept"
+        kept = f"kept: {format_count(len(self.progress.shards), 'finished shard')}"
         if error.errno not in NO_SPACE:
             return UserError(
                 f"{path} cannot be written ({error.strerror or error}); {kept}. Run the same command again"
@@ -199,7 +200,7 @@ def print_summary(meta, out):
     rate = meta["tokens"] / max(meta["seconds"], 1e-9)
     print(
         f"{meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes_per_token']:.2f} bytes a token,"
-        f" {len(meta['shards'])} shards, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
+        f" {format_count(len(meta['shards']), 'shard')}, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
     )
     print(f"next: {training_command(meta, out)}")
 

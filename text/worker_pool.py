@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 
 from system.errors import NetworkError, UserError
 
+MOST_PROCESSES = 1024
 QUEUED_PER_WORKER = 3  # pieces sent ahead to each worker, so that it never idles
 
 

@@ -51,7 +51,9 @@ def open_data(data_dir, how_to_make):
     for split in ("train", "val"):
         paths = list_shards(data_dir, split)
         if not paths:
-            state = "holds no shard" if os.path.isdir(data_dir) else "does not exist; it should hold a shard"
+            state = "does not exist; it should hold a shard"
+            if os.path.exists(data_dir):
+                state = "holds no shard" if os.path.isdir(data_dir) else "is a file, expected a folder with a shard"
             raise UserError(f"{data_dir} {state} with {split!r} in its name (.npy or .bin); make them: {how_to_make}")
         splits[split] = {path.name: open_shard(path) for path in paths}
     shards = splits["train"] | splits["val"]
