@@ -109,8 +109,8 @@ def open_shard(path):
     """A shard's tokens as a read-only memory map, uint16 (n,). Raises `UserError` if header or size are wrong."""
     path = Path(path)
     require_regular_file(path, "a shard")
-    with foreign(path, "a shard", "make this shard again"):
-        offset, count = read_bin_header(path) if path.suffix == ".bin" else read_npy_header(path)
+    with foreign(path, "a NumPy file" if path.suffix == ".npy" else "a file of llm.c", "make this shard again"):
+        offset, count = read_npy_header(path) if path.suffix == ".npy" else read_bin_header(path)
     expected, size = offset + 2 * count, path.stat().st_size
     if size != expected:
         problem = "truncated" if size < expected else "too long"
