@@ -12,12 +12,12 @@ import os
 import reprlib
 import stat
 
-from system.errors import UserError
+from system.errors import NetworkError, UserError
 
 MAX_JSON_BYTES = 64 << 20
 MAX_NESTING = 100  # levels of lists and objects in JSON; Python's own limit would end in a RecursionError later
 MAX_REASON = 200  # characters of a parser's message
-OUR_OWN = (UserError, KeyboardInterrupt, SystemExit, GeneratorExit)  # exceptions that say nothing about the bytes
+OUR_OWN = (UserError, NetworkError, KeyboardInterrupt, SystemExit, GeneratorExit)  # they say nothing about the bytes
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -34,7 +34,7 @@ def foreign(source, expected, advice="copy it again"):
         with foreign(path, "a safetensors file"):
             tensors = parse(path)
 
-    `expected` is a noun with its article. A `UserError` and Ctrl-C pass unchanged.
+    `expected` is a noun with its article. A `UserError`, a `NetworkError` and Ctrl-C pass unchanged.
     """
     source = printable(source)
     try:
@@ -121,7 +121,7 @@ def check_nesting(value, source):
     raise UserError(f"{source} nests lists or objects more than {MAX_NESTING} deep")
 
 
-def require_fields(record, source, **types):
+def require_fields(record, source, /, **types):
     """Raise `UserError` unless the dict `record` has each field with a value of its type, or of one in a tuple.
 
     True and False are no `int` here.

@@ -29,6 +29,14 @@ class UserError(Exception):
     """
 
 
+class NetworkError(Exception):
+    """A request failed in a way that may pass. Can be pickled, unlike most errors of network libraries."""
+
+    def __init__(self, message, retry_after=0.0):
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds that the server asked to wait
+
+
 def require(ok, name, value, wanted):
     """Raise `UserError` for a setting's value unless `ok`."""
     if not ok:

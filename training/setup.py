@@ -151,7 +151,7 @@ def open_run_data(cfg, rt):
     tokens = synthetic_data() if cfg.data_dir == SYNTHETIC else open_data_dir(cfg.data_dir, rt)
     if cfg.tokenizer not in (None, tokens.tokenizer):
         raise UserError(f"tokenizer = {cfg.tokenizer}, but {cfg.data_dir} was made with {tokens.tokenizer}")
-    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split) for split in ("train", "val")))
+    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split, tokens.max_id) for split in ("train", "val")))
 
 
 def open_data_dir(data_dir, rt):
