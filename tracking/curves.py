@@ -129,9 +129,9 @@ def describe(record):
     """Return a run's main settings as text for the title, or "" if they are unknown."""
     config, model = record.get("config", {}), record.get("model", {})
     parts = []
-    if model:
+    if {"parameters", "n_layer", "n_embd"} <= model.keys():
         parts.append(f"{model['parameters'] / 1e6:,.1f}M parameters, {model['n_layer']} layers of {model['n_embd']}")
-    if config:
+    if {"total_batch_size", "optimizer", "max_lr"} <= config.keys():
         parts.append(f"{config['total_batch_size']:,} tokens a step, {config['optimizer']} at {config['max_lr']:g}")
     return "".join(" · " + part for part in parts)
 
@@ -141,7 +141,7 @@ def x_axis(log_dir, log, record, x):
     if x == "steps":
         return lambda steps: steps
     if x == "tokens":
-        if "config" not in record:
+        if "total_batch_size" not in record.get("config", {}):
             raise UserError(f"{log_dir} holds no config.json with the number of tokens per step: use --x steps")
         return lambda steps: steps * record["config"]["total_batch_size"]
     if "dt_ms" not in log:
