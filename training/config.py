@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from system.errors import UserError, require
+from system.runtime import DTYPES
 from tracking.sinks import require_installed
+from training.compilation import INDUCTOR, MODES
 from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
 from training.parallel import FULL, SHARD_MODES
@@ -83,12 +85,16 @@ class CoreSettings:
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """device to train on; auto: cuda, else mps, else cpu"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number format of matrix products; weights stay float32"""
+    dtype: Literal["auto", *DTYPES] = "auto"
+    """number format of matrix products; weights stay float32; tf32: on CUDA, float32 with 10 bits of mantissa"""
     compile: bool | None = None
     """torch.compile; by default on CUDA only"""
     compile_backend: str = "inductor"
     """torch.compile's backend"""
+    compile_mode: Literal[*MODES] = "default"
+    """torch.compile: default; max-autotune-no-cudagraphs tries more kernels; reduce-overhead replays CUDA graphs"""
+    loss_chunks: int = 1
+    """compute logits and loss in this many parts: less memory, about 9% more FLOPs at 124M, same losses"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, more time, same losses"""
     deterministic: bool = False
@@ -98,7 +104,9 @@ class CoreSettings:
     shard: Literal[*SHARD_MODES] = "none"
     """what the ranks divide among themselves: nothing, the optimizer's state, or also weights and gradients"""
     profile: bool = False
-    """profile the sixth step: print its top operators and write log_dir/trace_*.json.gz (that step is slower)"""
+    """profile the sixth step: print its parts and top operators, write log_dir/trace_*.json.gz (that step is slower)"""
+    nvtx: bool = False
+    """CUDA: mark the sixth step for nsys profile --capture-range=cudaProfilerApi, with NVTX ranges"""
     dry_run: bool = False
     """print what the run would need (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
     assumed_mfu: float = 0.4
@@ -127,7 +135,7 @@ class CoreSettings:
 
     def check(self):
         """Raise `UserError` for a value that no run could use."""
-        for name in ("T", "total_batch_size", "max_steps", "max_bad_steps"):
+        for name in ("T", "total_batch_size", "max_steps", "max_bad_steps", "loss_chunks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in AT_LEAST_ZERO:
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -140,6 +148,10 @@ class CoreSettings:
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
+        if self.compile_mode != "default" and self.compile_backend != INDUCTOR:
+            raise UserError(
+                f"compile_mode = {self.compile_mode}: only compile_backend = {INDUCTOR} has modes; leave one out"
+            )
         if self.optimizer == MUON and self.shard == FULL:
             raise UserError(
                 "optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer"

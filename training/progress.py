@@ -3,6 +3,7 @@
 import datetime
 import time
 
+from system.memory import peak_memory
 from training import costs
 from training.schedule import due
 
@@ -36,4 +37,8 @@ class Progress:
         left = datetime.timedelta(seconds=int((now - self.run_start) / done * to_do))
         line = f"step {step:4d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {dt * 1000:.0f} ms"
         self.rt.print(f"{line} | {tok_per_sec:,.0f} tok/s | {mfu:.0%} mfu | {left} left")
-        self.log.write(step, train=loss, lr=lr, norm=norm, dt_ms=dt * 1000, tok_per_sec=tok_per_sec, mfu=mfu)
+        measured = {"dt_ms": dt * 1000, "tok_per_sec": tok_per_sec, "mfu": mfu}
+        measured["mem_gb"] = peak_memory(self.rt.device) / 1e9  # the most so far, evaluations included
+        self.log.write(step, train=loss, lr=lr, norm=norm, **measured)
+        if step == self.first_step + 1:  # by then everything is allocated
+            self.rt.print(f"peak memory so far: {measured['mem_gb']:.2f} GB")

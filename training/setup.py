@@ -1,5 +1,6 @@
 """From settings to a `Run`: data, model, optimizer, evaluations and the run's folder."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from formats import checkpoint
 from formats.read import read
 from model import GPT, GPTConfig
+from ops.cross_entropy import head_loss
 from system.errors import UserError
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import TokenData, open_data
@@ -18,6 +20,7 @@ from tracking.runlog import RunLog, path_of
 from tracking.sinks import open_sinks
 from training import parallel
 from training.banner import print_banner, write_record
+from training.compilation import keeps_gradients
 from training.evaluation import prepare_evaluations
 from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
@@ -51,7 +54,7 @@ def set_up(cfg, rt, stop_request):
     cfg = resolve_micro_batch(cfg, rt, model, saved)
     eval_model, train_model = parallel.wrap_model(model, cfg, rt)
     shared = cfg.shard == parallel.OPTIMIZER and rt.world_size > 1
-    optimizers = Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared))
+    optimizers = Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared), keeps_gradients(cfg, rt.device.type))
     evaluations = prepare_evaluations(cfg, rt, data, model)
     start_step = saved["step"] if saved is not None else 0
     if saved is None:
@@ -74,7 +77,7 @@ def set_up(cfg, rt, stop_request):
         log=log,
         progress=Progress(cfg, rt, model.config, log),
         update_filter=UpdateFilter(cfg, rt, scaler, state, log),
-        profiler=StepProfiler(cfg, rt, start_step),
+        profiler=StepProfiler(cfg, rt, start_step, model),
         start_step=start_step,
     )
     if saved is not None:
@@ -170,6 +173,7 @@ def build_model(cfg, rt, tokens, saved=None):
         model = GPT.from_file(model_file, cfg.dropout).train()
     check_model(cfg, model.config, tokens)
     model.activation_checkpointing = cfg.activation_checkpointing
+    model.head_loss = functools.partial(head_loss, chunks=cfg.loss_chunks)
     return model.to(rt.device)
 
 

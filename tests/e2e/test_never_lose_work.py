@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, TINY, as_flags, run_script, write_corpus
+from helpers import MEASURED, ROOT, TINY, as_flags, run_script, write_corpus
 
 from formats import checkpoint
 from tracking.runlog import read_log
@@ -33,7 +33,7 @@ def weights(log_dir):
 
 def log_without_times(log_dir):
     lines = (log_dir / "log.txt").read_text().splitlines()
-    return [line for line in lines if line.split()[1] not in ("dt_ms", "tok_per_sec", "mfu")]
+    return [line for line in lines if line.split()[1] not in MEASURED]
 
 
 def assert_same_end(log_dir, uninterrupted):

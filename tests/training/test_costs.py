@@ -55,7 +55,7 @@ import json, sys
 import torch
 from system import runtime
 from training import costs
-from benchmarks.measure import peak_rss
+from system.memory import peak_rss
 from model import GPT, GPTConfig
 from training.config import TrainConfig
 from training.optimizer import OPTIMIZERS, Optimizers
