@@ -138,8 +138,8 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
         torch.set_float32_matmul_precision("highest" if exact else "high")  # "high" is TF32
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass is not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)  # its backward pass is not deterministic
     elif device.type == "cpu" and keep_memory:
         keep_freed_memory()
     if world_size > 1:

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from model import GPTConfig
 from system import runtime
 from tracking.runlog import read_log
 from train_gpt2 import train
@@ -55,10 +54,8 @@ def at_steps(run, actions):
 def test_step_waits_for_the_device_once(make_run, compiled):
     """Steps 4 and 5, of four micro-steps each: one wait each, for loss, norm and stop flag."""
     run = make_run(max_steps=8, compile=compiled, deterministic=False)
-    modes = {
-        step: lambda mode=mode: torch.cuda.set_sync_debug_mode(mode) for step, mode in ((4, "warn"), (6, "default"))
-    }
-    at_steps(run, modes)
+    set_mode = torch.cuda.set_sync_debug_mode
+    at_steps(run, {4: lambda: set_mode("warn"), 6: lambda: set_mode("default")})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(run)
@@ -68,12 +65,11 @@ def test_step_waits_for_the_device_once(make_run, compiled):
 
 def test_nccl_with_one_rank_trains_as_without_it(make_run, device, monkeypatch):
     expected = losses(make_run())
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setattr(dist, "rendezvous", lambda *args, **kwargs: iter([(store, 0, 1)]))
     runtime.join_process_group(torch.device("cuda", 0), datetime.timedelta(seconds=60))
     try:
-        assert dist.get_backend() == "nccl", group
+        assert dist.get_backend() == "nccl"
         run = make_run()
         run.train_model = DistributedDataParallel(run.model, device_ids=[0], gradient_as_bucket_view=True)
         np.testing.assert_allclose(losses(run), expected, atol=1e-5)
@@ -86,15 +82,17 @@ def test_nccl_with_one_rank_trains_as_without_it(make_run, device, monkeypatch):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("chunks", [1, 8])
-def test_memory_estimate_is_within_15_percent_of_the_peak(make_run, device, compiled, chunks):
+def test_memory_estimate_is_within_15_percent_of_the_peak(make_run, corpus, compiled, chunks):
     """Four layers as wide as GPT-2's, with GPT-2's vocabulary, in bfloat16."""
     shape = {"n_layer": 4, "n_head": 12, "n_embd": 768, "block_size": 1024, "T": 1024, "B": 8, "val_tokens": 8192}
     settings = shape | {"total_batch_size": 2 * 8 * 1024, "loss_chunks": chunks, "compile": compiled, "max_steps": 3}
-    run = make_run(dtype="bfloat16", deterministic=False, data_dir="synthetic_gpt2", **settings)
+    meta = corpus / "meta.json"
+    meta.write_text(meta.read_text().replace('"byte"', '"gpt2"'))
+    run = make_run(dtype="bfloat16", deterministic=False, **settings)
+    assert run.model.config.vocab_size == 50257
     train(run)
     estimate = costs.memory(run.model.config, run.cfg, 8, torch.bfloat16, "cuda").total
     assert read_log(run.cfg.log_dir)["mem_gb"].values[-1] * 1e9 == pytest.approx(estimate, rel=0.15)
-    assert isinstance(run.model.config, GPTConfig)
 
 
 def test_banner_names_the_attention_kernel_and_cudnn(make_run, capsys):

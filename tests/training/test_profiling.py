@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from train_gpt2 import train
 
@@ -28,6 +29,27 @@ def test_profile_trace_holds_one_step_and_its_table_adds_up(make_run, capsys):
     times = re.findall(r" ([\d,.]+) +[\d.]+%$", table, re.MULTILINE)
     assert sum(float(ms.replace(",", "")) for ms in times) == pytest.approx(total, abs=0.1)
     assert "step    6 |" in table  # the run went on
+
+
+def test_profile_shows_the_time_and_flops_of_each_part(make_run, capsys):
+    """The FLOPs add up to all of them, the times of the parts to less than the step, and no mark stays in the model."""
+    run = make_run(profile=True, max_steps=2, activation_checkpointing=True)
+    train(run)
+    rows = re.findall(r"^([a-zA-Z ]+?) +([\d.,]+) +([\d.]+)% +([\d.]+)%$", capsys.readouterr().out, re.MULTILINE)
+    shares = {name: (float(time), float(flops)) for name, _, time, flops in rows}
+    assert set(shares) >= {"embedding", "attention", "MLP", "head and loss", "backward", "optimizer", "rest"}
+    assert sum(flops for _, flops in shares.values()) == pytest.approx(100, abs=0.5)
+    assert shares["backward"][1] == pytest.approx(66.7, abs=0.1)
+    assert sum(time for time, _ in shares.values()) == pytest.approx(100, abs=0.5)
+    assert all(time > 0 for time, _ in shares.values())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.model.modules())
+
+
+def test_profile_of_a_compiled_model_does_not_compile_it_again(make_run, capsys):
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(make_run(profile=True, max_steps=3, val_interval=0, compile=True, compile_backend="eager"))
+    assert "forward, compiled" in capsys.readouterr().out
 
 
 def test_profile_of_a_short_run_is_of_its_last_step(make_run):
