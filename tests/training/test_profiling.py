@@ -46,9 +46,13 @@ def test_profile_shows_the_time_and_flops_of_each_part(make_run, capsys):
 
 
 def test_profile_of_a_compiled_model_does_not_compile_it_again(make_run, capsys):
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        train(make_run(profile=True, max_steps=3, val_interval=0, compile=True, compile_backend="eager"))
+    graphs = []
+    for flag in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        train(make_run(profile=flag, max_steps=3, compile=True, compile_backend="eager"))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
     assert "forward, compiled" in capsys.readouterr().out
 
 
