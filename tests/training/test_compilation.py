@@ -18,6 +18,7 @@ from training.compilation import (
     switch_off_mix_order_reduction,
 )
 from training.config import TrainConfig
+from training.optimizer import Optimizers
 
 SMALL = GPTConfig(block_size=32, vocab_size=100, n_layer=1, n_head=2, n_embd=32)
 # On a GPU the shapes of GPT-2: inductor fuses the reductions over many rows into other kernels than those over few.
@@ -69,27 +70,26 @@ def test_gradients_of_short_formats_are_close_to_float32(device, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "mode"),
+    ("dtype", "settings"),
     [
-        ("float32", "default"),
-        pytest.param("bfloat16", "default", marks=pytest.mark.slow),
-        pytest.param("float16", "default", marks=pytest.mark.cuda),
-        pytest.param("tf32", "default", marks=pytest.mark.cuda),
-        pytest.param("bfloat16", MODES[1], marks=pytest.mark.cuda),
-        pytest.param("bfloat16", REDUCE_OVERHEAD, marks=pytest.mark.cuda),
+        ("float32", {"compile_backend": "aot_eager"}),  # traced and differentiated as for inductor, in seconds
+        pytest.param("float32", {}, marks=pytest.mark.slow),
+        pytest.param("bfloat16", {}, marks=pytest.mark.slow),
+        pytest.param("float16", {}, marks=pytest.mark.cuda),
+        pytest.param("tf32", {}, marks=pytest.mark.cuda),
+        pytest.param("bfloat16", {"compile_mode": MODES[1]}, marks=pytest.mark.cuda),
+        pytest.param("bfloat16", {"compile_mode": REDUCE_OVERHEAD}, marks=pytest.mark.cuda),
     ],
 )
-def test_compiled_loss_and_gradients_are_those_of_eager(device, dtype, mode):
+def test_compiled_loss_and_gradients_are_those_of_eager(device, dtype, settings):
     """Both are compared with float32: compiling may round elsewhere, but not further from the exact gradient."""
     model, rt, *batch = setup(device, dtype)
+    cfg = TrainConfig(**settings)
     torch._dynamo.reset()
-    compiled = torch.compile(copy.deepcopy(model), **compile_settings(TrainConfig(compile_mode=mode)))
-    if mode == REDUCE_OVERHEAD:
-        kept = compiled.parameters()
-        for p in kept:
-            p.grad = torch.zeros_like(p)
-        compiled.zero_grad = lambda: torch._foreach_zero_([p.grad for p in compiled.parameters()])
-    for _ in range(3 if mode == REDUCE_OVERHEAD else 1):  # CUDA graphs are recorded in the second call
+    compiled = torch.compile(copy.deepcopy(model), **compile_settings(cfg))
+    optimizers = Optimizers([torch.optim.SGD(compiled.parameters())], keeps_gradients(cfg, device.type))
+    compiled.zero_grad = optimizers.zero_grad
+    for _ in range(3 if device.type == "cuda" else 1):  # CUDA graphs are recorded in the second call
         compiled_loss, compiled_gradients = loss_and_gradients(compiled, rt, *batch)
     eager_loss, eager_gradients = loss_and_gradients(model, rt, *batch)
     _, exact = loss_and_gradients(model, runtime.start(device.type, "float32"), *batch)
