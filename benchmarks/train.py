@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from benchmarks.measure import Row
 from model import GPT, GPTConfig, Linear
 from ops.attention import causal_attention, merge_heads, sdpa_attention, split_heads
-from ops.cross_entropy import IGNORE, gpu_loss, head_loss
+from ops.cross_entropy import IGNORE, head_loss, torch_loss
 from system import runtime
 from system.errors import UserError
 from system.memory import peak_memory
@@ -285,7 +285,7 @@ def padded_loss(x, weight, targets, vocab_size):
     return F.cross_entropy(F.linear(x, weight), targets, ignore_index=IGNORE, reduction="none")
 
 
-LOSSES = {"plain": gpu_loss, "masked": functools.partial(gpu_loss, mask_padding=True), "padded": padded_loss}
+LOSSES = {"plain": torch_loss, "masked": functools.partial(torch_loss, mask_padding=True), "padded": padded_loss}
 
 
 class HuggingFace(torch.nn.Module):

@@ -28,16 +28,18 @@ def head_loss(x, weight, targets, vocab_size, chunks=1):
     Unlike torch's `F.linear_cross_entropy` (from 2.13 on), the parts stay inside a compiled graph, and the padding of
     the vocabulary needs neither a bias nor a copy of the weights.
     """
-    whole = cpu_loss if x.device.type == "cpu" else gpu_loss
+    whole = cpu_loss if x.device.type == "cpu" else torch_loss
     if chunks == 1:
         return whole(x, weight, targets, vocab_size)
+    if torch.compiler.is_compiling():  # torch 2.13 cannot trace the class of `cpu_loss` inside `checkpoint`
+        whole = torch_loss
     parts = zip(x.chunk(chunks), targets.chunk(chunks), strict=True)
     # No random numbers are drawn, so no generator's state has to be kept.
     options = {"use_reentrant": False, "preserve_rng_state": False}
     return torch.cat([checkpoint(whole, part, weight, target, vocab_size, **options) for part, target in parts])
 
 
-def gpu_loss(x, weight, targets, vocab_size, mask_padding=False):
+def torch_loss(x, weight, targets, vocab_size, mask_padding=False):
     """`head_loss` by torch's cross-entropy, which torch.compile fuses with the conversion to float32.
 
     Without `mask_padding` the logits of the padding are cut off, which leaves rows of odd width (50,257); with it they

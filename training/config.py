@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from system.errors import UserError, require
 from system.runtime import DTYPES
 from tracking.sinks import require_installed
@@ -152,6 +154,8 @@ class CoreSettings:
             raise UserError(
                 f"compile_mode = {self.compile_mode}: only compile_backend = {INDUCTOR} has modes; leave one out"
             )
+        if self.nvtx and not torch.cuda.is_available():
+            raise UserError("nvtx: this machine, or this build of torch, has no CUDA; --profile works on any device")
         if self.optimizer == MUON and self.shard == FULL:
             raise UserError(
                 "optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer"

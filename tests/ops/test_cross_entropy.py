@@ -26,8 +26,8 @@ def textbook(x, weight, targets, vocab_size):
         (cross_entropy.head_loss, 1 << 21),
         (functools.partial(cross_entropy.head_loss, chunks=7), 1000),  # 50 rows: the last chunk is shorter
         (functools.partial(cross_entropy.head_loss, chunks=64), 1000),  # more chunks than rows
-        (cross_entropy.gpu_loss, 1),
-        (functools.partial(cross_entropy.gpu_loss, mask_padding=True), 1),
+        (cross_entropy.torch_loss, 1),
+        (functools.partial(cross_entropy.torch_loss, mask_padding=True), 1),
     ],
 )
 def test_loss_and_gradients_equal_the_textbooks(monkeypatch, V, padded, function, chunk):

@@ -1,6 +1,7 @@
 """The compiled model computes the loss and the gradients of the eager one, in every number format."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from models import random_ids
 
 from configurator import configure
 from model import GPT, GPTConfig
+from ops.cross_entropy import head_loss, torch_loss
 from system import runtime
 from system.errors import UserError
 from training.compilation import (
@@ -100,15 +102,18 @@ def test_compiled_loss_and_gradients_are_those_of_eager(device, dtype, settings)
 
 
 @pytest.mark.slow
-def test_compiled_chunks_of_the_loss_have_the_same_gradients(device):
+@pytest.mark.parametrize(
+    "loss", [torch_loss, functools.partial(torch_loss, mask_padding=True), functools.partial(head_loss, chunks=3)]
+)
+def test_compiled_losses_have_the_same_gradients(device, loss):
+    """The ways to compute the loss on a GPU, compiled, on a CPU too: whole, with padding masked, and in chunks."""
     model, rt, *batch = setup(device, "float32")
-    loss, gradients = loss_and_gradients(model, rt, *batch)
-    head_loss = model.head_loss
-    model.head_loss = lambda *args: head_loss(*args, chunks=4)
+    exact_loss, exact = loss_and_gradients(model, rt, *batch)
+    model.head_loss = loss
     torch._dynamo.reset()
-    chunked_loss, chunked_gradients = loss_and_gradients(torch.compile(model), rt, *batch)
-    assert chunked_loss == pytest.approx(loss, rel=1e-5)
-    assert max(error(chunked_gradients, gradients).values()) < BOUNDS["float32"]
+    compiled_loss, gradients = loss_and_gradients(torch.compile(model), rt, *batch)
+    assert compiled_loss == pytest.approx(exact_loss, rel=1e-5)
+    assert max(error(gradients, exact).values()) < BOUNDS["float32"]
 
 
 def test_compile_settings_have_a_mode_only_for_inductor():

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from configurator import configure
+from system.errors import UserError
 from train_gpt2 import train
+from training.config import TrainConfig
 
 
 def profile(make_run, **settings):
@@ -65,3 +68,9 @@ def test_profile_of_a_compiled_model_does_not_compile_it_again(make_run, capsys)
 
 def test_profile_of_a_short_run_is_of_its_last_step(make_run):
     assert profile(make_run, max_steps=2)[1] == "trace_00001.json.gz"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_nvtx_needs_a_gpu():
+    with pytest.raises(UserError, match="nvtx: this machine, or this build of torch, has no CUDA; --profile works"):
+        configure(TrainConfig, ["--nvtx"])
