@@ -4,13 +4,16 @@ import gzip
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from configurator import configure
 from system.errors import UserError
 from train_gpt2 import train
+from training import parts
 from training.config import TrainConfig
 
 
@@ -46,6 +49,23 @@ def test_profile_shows_the_time_and_flops_of_each_part(make_run, capsys):
     assert sum(time for time, _ in shares.values()) == pytest.approx(100, abs=0.5)
     assert all(time > 0 for time, _ in shares.values())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.model.modules())
+
+
+def test_milliseconds_of_nested_ranges_count_once():
+    """Attention computed again in the backward pass is backward; communication in it is also counted by itself."""
+
+    def event(name, ms, parent=None):
+        return SimpleNamespace(name=name, cpu_time_total=1000 * ms, cpu_parent=parent, device_type=DeviceType.CPU)
+
+    backward = event("autograd::engine::evaluate_function: CheckpointBackward", 7)
+    inside = event("aten::mm", 3, backward)
+    events = [backward, inside, event("part of GPT: attention", 2, inside), event("part of GPT: attention", 1)]
+    events += [
+        event("autograd::engine::evaluate_function: MmBackward", 2, inside),
+        event("gloo:all_reduce", 4, backward),
+    ]
+    profiler = SimpleNamespace(events=lambda: events)
+    assert parts.milliseconds(profiler, on_gpu=False) == {"backward": 7, "attention": 1, "communication": 4}
 
 
 def test_profile_of_a_compiled_model_does_not_compile_it_again(make_run, capsys):
