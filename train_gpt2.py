@@ -3,10 +3,11 @@
     python train_gpt2.py [config/FILE.py ...] [--key value ...]
     torchrun --standalone --nproc_per_node=8 train_gpt2.py [config/FILE.py ...] [--key value ...]
 
-`main` reads the settings and sets the run up; `train` is the loop: evaluate, save, then micro-steps, clip, step, log.
-What the loop calls is in `training/`.
+`main` reads the settings and sets the run up; `train` is the loop: validate, save, evaluate, then micro-steps, clip,
+step, log. What the loop calls is in `training/`.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import torch
 
 from configurator import configure
@@ -15,10 +16,11 @@ from system.errors import command
 from system.signals import StopRequest
 from training.config import TrainConfig
 from training.dry_run import print_plan
-from training.evaluation import evaluate
+from training.evaluation import evaluate, validate
 from training.failures import explain_failures
 from training.parallel import clip_gradients, synchronize_gradients
-from training.saving import save
+from training.run_folder import own_folder
+from training.saving import finish, save
 from training.schedule import due, learning_rate
 from training.setup import set_up
 
@@ -30,24 +32,26 @@ def main(argv=None):
         print_plan(cfg)
         return
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
-    with explain_failures(cfg, rt), StopRequest(rt.print) as stop_request:
+    with explain_failures(cfg, rt), own_folder(cfg.log_dir, rt), StopRequest(rt.print) as stop_request:
         train(set_up(cfg, rt, stop_request))
     rt.close()
 
 
 def train(run):
-    """Train until `max_steps` or until a stop is requested. What is due at step s sees the weights after s updates."""
+    """Train until `max_steps` or a stop request. At step s, the weights after s updates are evaluated and saved."""
     cfg, rt, state = run.cfg, run.rt, run.state
-    stopping = False  # all ranks have agreed to stop
+    stopping = False  # becomes true once all ranks have agreed to stop
     run.progress.start(state.step)
     while True:
         last = state.step >= cfg.max_steps
 
-        # Between updates. Nothing here changes what training computes, or counts as its time.
+        # Between updates: this does not affect training and is not included in the step time.
         if not stopping:
-            stopping = evaluate(run, last)
+            stopping = validate(run, last)  # a stop request interrupts a validation
         if last or stopping or (due(state.step, cfg.checkpoint_interval) and state.step > run.start_step):
             save(run)
+        if not stopping:
+            evaluate(run, last)
         if last or stopping:
             break
         run.profiler.start(state.step)
@@ -61,21 +65,23 @@ def train(run):
         mean_loss = torch.zeros((), device=rt.device)
         for micro_step, (x, y) in enumerate(run.loader.next_step(), 1):  # x, y (B, T)
             # The ranks average their gradients once per update, in the last backward pass.
-            synchronize_gradients(run.train_model, now=micro_step == run.loader.grad_accum_steps)
+            synchronize_gradients(run.train_model, last_micro_step=micro_step == run.loader.grad_accum_steps)
             with rt.autocast():
                 loss = run.train_model(rt.to_device(x), rt.to_device(y)) / run.loader.grad_accum_steps
             run.scaler.scale(loss).backward()
             mean_loss += loss.detach()
 
-        # Clip. The stop flag is summed in the same all-reduce as the loss; `tolist` is the step's only wait.
+        # Clip.
         run.optimizers.unscale(run.scaler)
         norm = clip_gradients(run.model, cfg.grad_clip)
+
+        # All-reduce the loss and the stop flag together. The CPU waits for the device only here, in `tolist`.
         stop_flag = torch.full_like(mean_loss, run.stop_request.requested)
         mean_loss, stop_flag = rt.sum(torch.stack((mean_loss, stop_flag))) / rt.world_size
         loss, norm, stop_flag = torch.stack((mean_loss, norm, stop_flag)).tolist()
         stopping = stop_flag > 0
 
-        # Step, unless loss or gradient are not finite.
+        # Apply the update if loss and gradient are finite and no outliers.
         if run.update_filter.accepts(state.step, loss, norm):
             run.optimizers.step(run.scaler)
         run.scaler.update()
@@ -86,8 +92,7 @@ def train(run):
             run.progress.restart()
         state.step += 1
 
-    outcome = f"stopped on request after {state.step} steps, continue with --resume" if stopping else "done"
-    rt.print(f"{outcome}: {cfg.log_dir} holds the log, the plot and the checkpoints")
+    finish(run, stopping)
 
 
 if __name__ == "__main__":

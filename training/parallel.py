@@ -34,7 +34,24 @@ def wrap_model(model, cfg, rt):
     if rt.world_size == 1:
         return eval_model, eval_model
     device_ids = [rt.device.index] if rt.device.type == "cuda" else None
-    return eval_model, DistributedDataParallel(eval_model, device_ids=device_ids, gradient_as_bucket_view=True)
+    train_model = DistributedDataParallel(eval_model, device_ids=device_ids, gradient_as_bucket_view=True)
+    if rt.world_size > 2:  # a sum of two numbers has no order
+        fix_buckets(train_model, cfg, rt)
+    return eval_model, train_model
+
+
+def fix_buckets(train_model, cfg, rt):
+    """Let DDP choose its final buckets before the first step, by a backward pass whose gradients are discarded.
+
+    It sums the gradients of all ranks in buckets, which it divides again after its first backward pass. The order in
+    which the ranks are summed depends on a gradient's place in its bucket. Without this, the first step after a start
+    would be rounded otherwise than the same step of a run that was not interrupted.
+    """
+    idx = torch.zeros(cfg.B, cfg.T, dtype=torch.int64, device=rt.device)
+    with rt.autocast():
+        loss = train_model(idx, idx)
+    loss.backward()
+    train_model.zero_grad(set_to_none=True)
 
 
 def shard_fully(model, rt, compile_with=None):
@@ -55,17 +72,17 @@ def shard_fully(model, rt, compile_with=None):
     return fully_shard(model, mesh=mesh)
 
 
-def synchronize_gradients(train_model, now):
-    """Let the next backward pass average the gradients over ranks (`now`), or only accumulate this rank's."""
+def synchronize_gradients(train_model, last_micro_step):
+    """Let the next backward pass average the gradients over ranks (`last_micro_step`), or only accumulate them."""
     if isinstance(train_model, FSDPModule):
-        train_model.set_requires_gradient_sync(now)
-        train_model.set_is_last_backward(now)
+        train_model.set_requires_gradient_sync(last_micro_step)
+        train_model.set_is_last_backward(last_micro_step)
     elif isinstance(train_model, DistributedDataParallel):
-        train_model.require_backward_grad_sync = now
+        train_model.require_backward_grad_sync = last_micro_step
 
 
 def clip_gradients(model, max_norm):
-    """Scale the gradients down to `max_norm` (0: never). Returns their norm before, over all parameters and ranks."""
+    """Scale the gradients down to `max_norm` (0: never). Returns the norm before clipping, over all ranks."""
     return gather(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
 
 

@@ -1,4 +1,4 @@
-"""`--profile`: where the time of one step goes. Parts and top operators on the screen, all of them in a Chrome trace.
+"""`--profile`: print the parts of a step and the operators that take most of its time, and write a Chrome trace.
 
 `--nvtx` marks the same step for NVIDIA's profiler instead:
 
@@ -22,7 +22,7 @@ WARM_UP = 5  # steps before the profiled one: by then everything is compiled and
 
 
 class StepProfiler:
-    """Profiles one warmed-up step on the master; the other ranks run undisturbed. Does nothing unless asked."""
+    """Profiles one warmed-up step on the master; other ranks are not profiled. Does nothing without `--profile`."""
 
     def __init__(self, cfg, rt, start_step, model):
         self.cfg, self.rt, self.model = cfg, rt, model

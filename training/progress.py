@@ -13,6 +13,7 @@ class Progress:
 
     def __init__(self, cfg, rt, model_config, log):
         self.cfg, self.rt, self.model_config, self.log = cfg, rt, model_config, log
+        self.reported_loss = False  # of output, in the log
         self.peak_flops = costs.peak_flops(rt.device, rt.dtype) * rt.world_size
 
     def start(self, step):
@@ -37,6 +38,9 @@ class Progress:
         left = datetime.timedelta(seconds=int((now - self.run_start) / done * to_do))
         line = f"step {step:4d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {dt * 1000:.0f} ms"
         self.rt.print(f"{line} | {tok_per_sec:,.0f} tok/s | {mfu:.0%} mfu | {left} left")
+        if self.rt.terminal.lost and not self.reported_loss:
+            self.log.write(step, output_lost=1)
+            self.reported_loss = True
         measured = {"dt_ms": dt * 1000, "tok_per_sec": tok_per_sec, "mfu": mfu}
         measured["mem_gb"] = peak_memory(self.rt.device) / 1e9  # the most so far, evaluations included
         self.log.write(step, train=loss, lr=lr, norm=norm, **measured)

@@ -1,9 +1,11 @@
 """From settings to a `Run`: data, model, optimizer, evaluations and the run's folder."""
 
+import contextlib
 import functools
+import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from model import GPT, GPTConfig
 from ops.cross_entropy import head_loss
 from system.errors import UserError
 from tokens.dataloader import TrainLoader, Windows
-from tokens.shards import TokenData, open_data
+from tokens.shards import TokenData, open_data, split_of
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
 from tracking.runlog import RunLog, path_of
 from tracking.sinks import open_sinks
@@ -26,7 +28,8 @@ from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
 from training.profiling import StepProfiler
 from training.progress import Progress
-from training.saving import load_content
+from training.run_folder import check_room, finish_replacement, replaced_run
+from training.saving import check_content, load_content
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
 
@@ -39,28 +42,44 @@ class RunData:
     train: Windows
     val: Windows
 
+    def digest(self):
+        """A checksum of all shards, in their order, from the checksums in `meta.json`; None for synthetic data."""
+        shards = self.tokens.meta.get("shards", [])
+        checksums = [f"{split_of(shard['file'])} {shard['sha256']}" for shard in sorted(shards, key=itemgetter("file"))]
+        return hashlib.sha256("\n".join(checksums).encode()).hexdigest()[:16] if shards else None
+
 
 def set_up(cfg, rt, stop_request):
     """Check everything, then take the run's folder and build the `Run`, new or resumed. Every rank must call it.
 
-    Raises `UserError` for settings, data or a model that do not fit together, before anything on disk is changed.
+    Raises `UserError` for settings, data or a model that do not fit together, or a disk without room for a checkpoint,
+    before anything on disk is changed.
     """
     cfg.check_batch(rt.world_size)
+    rt.from_master(lambda: finish_replacement(cfg.log_dir))
     saved = find_checkpoint(cfg, rt)
     data = open_run_data(cfg, rt)
     if saved is not None:
         check_resume(cfg, saved, data)
     model = build_model(cfg, rt, data.tokens, saved)
+    rt.from_master(lambda: check_room(cfg, model.config))
     cfg = resolve_micro_batch(cfg, rt, model, saved)
+    with replaced_run(cfg.log_dir, rt) if saved is None else contextlib.nullcontext():
+        run = make_run(cfg, rt, stop_request, data, model, saved)
+        rt.from_master(lambda: write_record(run, data))
+    print_banner(run, data)
+    return run
+
+
+def make_run(cfg, rt, stop_request, data, model, saved):
+    """The `Run`, with its log opened; `saved` is the checkpoint to resume from, or None."""
     eval_model, train_model = parallel.wrap_model(model, cfg, rt)
     shared = cfg.shard == parallel.OPTIMIZER and rt.world_size > 1
     optimizers = Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared), keeps_gradients(cfg, rt.device.type))
-    evaluations = prepare_evaluations(cfg, rt, data, model)
     start_step = saved["step"] if saved is not None else 0
-    if saved is None:
-        clear_log_dir(cfg, rt)
-    log = RunLog(cfg.log_dir, start_step, open_sinks(cfg, start_step)) if rt.master else None
     state, scaler = TrainState(), torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
+    evaluations = prepare_evaluations(cfg, rt, data, model)
+    log = open_log(cfg, rt, start_step)
     run = Run(
         cfg=cfg,
         rt=rt,
@@ -73,6 +92,7 @@ def set_up(cfg, rt, stop_request):
         scaler=scaler,
         loader=TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size),
         tokenizer_name=data.tokens.tokenizer,
+        data_digest=data.digest(),
         evaluations=evaluations,
         log=log,
         progress=Progress(cfg, rt, model.config, log),
@@ -82,37 +102,33 @@ def set_up(cfg, rt, stop_request):
     )
     if saved is not None:
         load_content(run, saved)
-    if rt.master:
-        write_record(run, data)
-    print_banner(run, data)
+        run.good_steps.add(start_step)
     return run
+
+
+def open_log(cfg, rt, start_step):
+    """The `RunLog` on the master, None on other ranks. Every rank must call it."""
+    logs = []
+    rt.from_master(lambda: logs.append(RunLog(cfg.log_dir, start_step, open_sinks(cfg, start_step), rt.print)))
+    return logs[0] if logs else None
 
 
 def find_checkpoint(cfg, rt):
     """The content of the checkpoint to resume from, or None for a new run. Changes nothing on disk.
 
-    Ranks that torchrun has restarted resume, whatever the flags say. Raises `UserError` where a new run would
-    overwrite another one unasked.
+    Ranks restarted by torchrun always resume. Raises `UserError` if a new run would overwrite another one without
+    `overwrite`.
     """
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if cfg.resume or restarted:
         path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
         if path is not None:
             rt.print(f"resuming from {path}")
-            return checkpoint.load(path)
+            return check_content(checkpoint.load(path), path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting a new run")
     elif not cfg.overwrite and (checkpoint.list_checkpoints(cfg.log_dir) or path_of(cfg.log_dir).exists()):
         raise UserError(f"{cfg.log_dir} already holds a run: add --resume, --overwrite, or another --log_dir")
     return None
-
-
-def clear_log_dir(cfg, rt):
-    """Make log_dir and delete the log and checkpoints of an earlier run in it."""
-    rt.barrier()  # every rank has looked for a checkpoint before the master deletes any
-    if rt.master:
-        for path in (*checkpoint.list_checkpoints(cfg.log_dir).values(), path_of(cfg.log_dir)):
-            path.unlink(missing_ok=True)
-        Path(cfg.log_dir).mkdir(parents=True, exist_ok=True)
 
 
 def check_resume(cfg, saved, data):
@@ -127,6 +143,11 @@ def check_resume(cfg, saved, data):
     for name, (old, new) in facts.items():
         if old != new:
             raise UserError(f"{name} = {new}, but {path} was made with {old}: set it so, or choose another --log_dir")
+    if saved.get("data_digest") not in (None, data.digest()):  # checkpoints of earlier versions have none
+        raise UserError(
+            f"{cfg.data_dir} holds other tokens than those that {path} was trained on: choose their data_dir, or"
+            " another --log_dir"
+        )
 
 
 def open_run_data(cfg, rt):
@@ -134,7 +155,7 @@ def open_run_data(cfg, rt):
     tokens = synthetic_data() if cfg.data_dir == SYNTHETIC else open_data_dir(cfg.data_dir, rt)
     if cfg.tokenizer not in (None, tokens.tokenizer):
         raise UserError(f"tokenizer = {cfg.tokenizer}, but {cfg.data_dir} was made with {tokens.tokenizer}")
-    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split) for split in ("train", "val")))
+    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split, tokens.max_id) for split in ("train", "val")))
 
 
 def open_data_dir(data_dir, rt):

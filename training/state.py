@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from system.errors import first_line
 from system.runtime import Runtime
 
 WINDOW = 128  # steps that the outlier rule looks back
@@ -15,11 +16,11 @@ class TrainState:
     """The plain values that must survive a restart. The tensors are the model's, the optimizer's and the scaler's."""
 
     step: int = 0  # updates made
-    val_loss: float | None = None  # the last validation loss, in nats a token
-    val_step: int | None = None  # of the weights after this many updates
+    val_loss: float | None = None  # the last validation loss, in nats per token
+    val_step: int | None = None  # the step at which val_loss was measured
     best: tuple[float, int] | None = None  # (validation loss, step) of the best checkpoint
     bad_steps: int = 0  # consecutive steps without a finite loss and gradient
-    skipped: int = 0  # updates skipped in all
+    skipped: int = 0  # number of skipped updates
     recent_losses: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
     recent_norms: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
 
@@ -54,12 +55,15 @@ class Run:
     scaler: torch.amp.GradScaler  # scales gradients in float16; passes them through otherwise
     loader: object  # TrainLoader
     tokenizer_name: str
+    data_digest: str | None  # checksum of the data, see `RunData.digest`
     evaluations: list
     log: object  # RunLog on the master, None on other ranks
     progress: object
     update_filter: object
     profiler: object
-    start_step: int = 0  # where this start of the run began
+    start_step: int = 0  # the first step of this process: 0, or the resumed checkpoint's
+    good_steps: set = field(default_factory=set)  # of the checkpoints that were written or verified since then
+    unwritten: set = field(default_factory=set)  # paths that could not be written the last time
 
     def record(self, **values):
         """Log values of the current step (master only)."""
@@ -71,6 +75,8 @@ class Run:
         try:
             write(path)
         except OSError as error:
-            self.rt.print(f"warning: could not write {path} ({error.strerror}); earlier files are unchanged")
+            self.rt.print(f"warning: could not write {path} ({first_line(error)}); earlier files are unchanged")
+            self.unwritten.add(path)
             return False
+        self.unwritten.discard(path)
         return True
