@@ -302,7 +302,7 @@ LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validatio
 LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", loss_references)
 # Upper row, beside the loss: each panel is drawn if a run has its stream.
 EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", hellaswag_references),)
-WITHOUT_PANEL = {"val", "dt_ms", "mfu", "skipped", "output_lost"}  # `val` is drawn with the training loss
+WITHOUT_PANEL = {"val", "dt_ms", "mfu", "mem_gb", "skipped", "output_lost"}  # `val` is drawn with the training loss
 # Lower row.
 DIAGNOSTICS = (
     Panel("lr", "learning rate", draw_lr, "{:.1e}"),

@@ -23,6 +23,7 @@ FORMATS = {
     "tok_per_sec": ".0f",
     "hella": ".4f",
     "mfu": ".4f",
+    "mem_gb": ".3f",
 }
 
 

@@ -5,8 +5,8 @@ import json
 
 import torch
 
+from ops.attention import sdpa_kernel_name
 from system.files import AtomicFile
-from system.runtime import dtype_name
 from tracking import runlog
 from tracking.environment import describe_environment
 from training import costs
@@ -18,6 +18,8 @@ def print_banner(run, data):
     """Print device, model, data, step and expected memory."""
     cfg, rt, config = run.cfg, run.rt, run.model.config
     rt.print(describe_device(cfg, rt))
+    if rt.device.type == "cuda":
+        rt.print(describe_attention(cfg, rt, config))
     rt.print(costs.describe_model(config, cfg.init_from))
     for split, shards in data.tokens.splits.items():
         total = data.tokens.tokens(split)
@@ -40,8 +42,20 @@ def describe_device(cfg, rt):
     ranks = "1 rank" if rt.world_size == 1 else f"{rt.world_size} ranks"
     if rt.world_size > 1 and cfg.shard != NONE:
         ranks += f" that share {SHARD_MODES[cfg.shard]}"
-    compiled = "on" if cfg.compiles(rt.device.type) else "off"
-    return f"device: {name}, {ranks}, {dtype_name(rt.dtype)}, torch.compile {compiled}"
+    compiled = f"on ({cfg.compile_mode})" if cfg.compiles(rt.device.type) else "off"
+    return f"device: {name}, {ranks}, {rt.precision}, torch.compile {compiled}"
+
+
+def describe_attention(cfg, rt, config):
+    """One line: which kernel computes attention, and the version of cuDNN that this process has loaded.
+
+    On Hopper and later torch prefers cuDNN's kernel from version 9.15.1 on. An older cuDNN on LD_LIBRARY_PATH shadows
+    the one that torch brings, and attention falls back to a slower kernel (pytorch issue 169849).
+    """
+    version = torch.backends.cudnn.version() or 0  # 91501 for 9.15.1
+    major, minor, patch = version // 10000, version // 100 % 100, version % 100
+    kernel = sdpa_kernel_name(config, cfg.T, rt.dtype, rt.device)
+    return f"attention: {kernel} kernel of SDPA; cuDNN {major}.{minor}.{patch}"
 
 
 def write_record(run, data):
