@@ -22,7 +22,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-torture: .venv/installed-dev  # kill 100 runs and 20 preparations, damage 200 files and 2,000 models: ten minutes on two cores
+torture: .venv/installed-dev  # kill, disturb and damage runs and preparations, fill the disk: half an hour on two cores
 	$(BIN)/python tests/torture_training.py --kills 100 --damages 200
 	$(BIN)/python tests/torture_fineweb.py --kills 20
 	$(BIN)/python tests/torture_formats.py --flips 2000
