@@ -30,7 +30,7 @@ gpu: .venv/installed-dev  # on a GPU: the tests, then training, sampling and Hel
 	$(BIN)/python hellaswag.py --model log/gpu --device cuda --data log/gpu/hellaswag.jsonl
 	$(BIN)/python bench.py all --device cuda --json log/gpu/bench.json
 
-torture: .venv/installed-dev  # kill 100 runs and 20 preparations, damage 2,200 files: ten minutes on two cores
+torture: .venv/installed-dev  # kill, disturb and damage runs and preparations, fill the disk: half an hour on two cores
 	$(BIN)/python tests/torture_training.py --kills 100 --damages 200
 	$(BIN)/python tests/torture_fineweb.py --kills 20
 	$(BIN)/python tests/torture_preparation.py --flips 200
