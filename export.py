@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from configurator import configure
-from formats import hugging_face, llmc
+from formats import checkpoint, hugging_face, llmc
 from formats.read import read
 from inference import compare
 from inference.hellaswag import read_records
@@ -173,7 +173,8 @@ def check(model, other, tolerance):
         state = llmc.read_debug_state(other, model.config.shape)
         lines, differ = compare.report_debug_state(model, state, tolerance)
     else:
-        in_transformers = other in hugging_face.PRETRAINED or Path(other).is_dir()
+        is_run = bool(checkpoint.list_checkpoints(other))
+        in_transformers = other in hugging_face.PRETRAINED or (Path(other).is_dir() and not is_run)
         theirs = compare.load_in_transformers(other) if in_transformers else GPT.from_pretrained(other)
         print(f"compared with {other}, run by {'transformers' if in_transformers else 'the same code'}")
         idx = random_ids(model.config.vocab_size, 1, model.config.block_size)  # one row that uses every position

@@ -4,7 +4,6 @@ python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours]
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -12,7 +11,7 @@ import tyro
 from configurator import configure
 from system.errors import UserError, command
 from tracking.curves import plot_runs
-from tracking.runlog import path_of
+from tracking.runlog import path_of, plot_path
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Settings:
 @command
 def main(argv=None):
     settings = configure(Settings, argv, positional="log_dirs")
-    out = settings.out or str(Path(settings.log_dirs[0]) / "plot.png")
+    out = settings.out or str(plot_path(settings.log_dirs[0]))
     plot_runs(settings.log_dirs, out, settings.x)
     print(f"wrote {out}")
 

@@ -13,6 +13,7 @@ from configurator import configure
 from system import runtime
 from system.errors import command
 from system.signals import StopRequest
+from training.banner import print_outcome
 from training.config import TrainConfig
 from training.dry_run import print_plan
 from training.evaluation import evaluate
@@ -46,7 +47,7 @@ def train(run):
         # Between updates. Nothing here changes what training computes, or counts as its time.
         if not stopping:
             stopping = evaluate(run, last)
-        if last or stopping or (due(state.step, cfg.checkpoint_interval) and state.step > run.start_step):
+        if last or (state.step > run.start_step and (stopping or due(state.step, cfg.checkpoint_interval))):
             save(run)
         if last or stopping:
             break
@@ -86,8 +87,7 @@ def train(run):
             run.progress.restart()
         state.step += 1
 
-    outcome = f"stopped on request after {state.step} steps, continue with --resume" if stopping else "done"
-    rt.print(f"{outcome}: {cfg.log_dir} holds the log, the plot and the checkpoints")
+    print_outcome(run, stopping)
 
 
 if __name__ == "__main__":

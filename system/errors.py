@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class NothingToDo(Exception):
+    """What the command should do is done already. The message is one line; `command` prints it and exits with 0."""
+
+
 def require(ok, name, value, wanted):
     """Raise `UserError` for a setting's value unless `ok`."""
     if not ok:
@@ -21,8 +25,8 @@ def require(ok, name, value, wanted):
 def command(main):
     """Decorate a script's `main` to turn expected exceptions into exit codes.
 
-    A `UserError` is printed as one line on stderr, by rank 0 only, and exits with 2. Ctrl-C exits with 130. A closed
-    stdout (`python sample.py | head`) exits with 0.
+    A `UserError` is printed as one line on stderr, by rank 0 only, and exits with 2; `NothingToDo` on stdout, with 0.
+    Ctrl-C exits with 130. A closed stdout (`python sample.py | head`) exits with 0.
     """
 
     @functools.wraps(main)
@@ -33,6 +37,10 @@ def command(main):
             if os.environ.get("RANK", "0") == "0":  # under torchrun every rank raises the same error
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except NothingToDo as reason:
+            if os.environ.get("RANK", "0") == "0":
+                print(reason, flush=True)
+            sys.exit(0)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr, flush=True)
             sys.exit(130)  # 128 + SIGINT, what a shell reports

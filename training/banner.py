@@ -5,11 +5,14 @@ import json
 
 import torch
 
+from formats import checkpoint
 from system.files import AtomicFile
 from system.runtime import dtype_name
 from tracking import runlog
 from tracking.environment import describe_environment
+from tracking.runlog import plot_path
 from training import costs
+from training.forecast import count, epoch_lines, memory_lines, step_line
 from training.optimizer import MUON
 from training.parallel import NONE, SHARD_MODES
 
@@ -21,23 +24,38 @@ def print_banner(run, data):
     rt.print(costs.describe_model(config, cfg.init_from))
     for split, shards in data.tokens.splits.items():
         total = data.tokens.tokens(split)
-        rt.print(f"found {len(shards)} shards for split {split}: {total:,} {data.tokens.tokenizer} tokens")
-    rt.print(
-        f"tokens a step: {cfg.total_batch_size:,} = B {cfg.B} x T {cfg.T} x {rt.world_size} ranks x grad_accum_steps"
-        f" {run.loader.grad_accum_steps}; steps an epoch: {len(data.train) / run.loader.windows_per_step:,.1f}"
-    )
+        rt.print(f"found {count(len(shards), 'shard')} for split {split}: {total:,} {data.tokens.tokenizer} tokens")
+    rt.print(step_line(cfg, rt.world_size))
+    rt.print("\n".join(epoch_lines(cfg, len(data.train))))
+    padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
     for name, group in zip(("decayed", "non-decayed"), run.model.optimizer_groups(0.0), strict=True):
-        count = sum(p.numel() for p in group["params"])
-        rt.print(f"num {name} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+        size = sum(p.numel() for p in group["params"])
+        note = f", {padding:,} of them padding of the vocabulary" if name == "decayed" and padding else ""
+        rt.print(f"num {name} parameter tensors: {len(group['params'])}, with {size:,} parameters{note}")
     muon = ", and Muon for the matrices of the blocks" if cfg.optimizer == MUON else ""
     rt.print(f"using fused AdamW: {run.optimizers.fused}{muon}")
-    memory = costs.rank_memory(config, cfg, cfg.B, rt.dtype, rt.device.type, rt.world_size)
-    rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({memory.parts()})")
+    rt.print("\n".join(memory_lines(config, cfg, rt.dtype, rt.device, rt.world_size, built=True)))
+
+
+def print_outcome(run, stopped):
+    """Print how the run ended, and what its folder holds."""
+    outcome = f"stopped on request after {run.state.step} steps, continue with --resume" if stopped else "done"
+    log_dir = run.cfg.log_dir
+    exists = {"plot": plot_path(log_dir).exists(), "checkpoints": bool(checkpoint.list_checkpoints(log_dir))}
+    held = ["the log", *[f"the {name}" for name, found in exists.items() if found]]
+    run.rt.print(f"{outcome}: {log_dir} holds {enumerate_words(held)}")
+
+
+def enumerate_words(words):
+    """["a", "b", "c"] → "a, b and c"."""
+    if len(words) == 1:
+        return words[0]
+    return ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def describe_device(cfg, rt):
     name = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type
-    ranks = "1 rank" if rt.world_size == 1 else f"{rt.world_size} ranks"
+    ranks = count(rt.world_size, "rank")
     if rt.world_size > 1 and cfg.shard != NONE:
         ranks += f" that share {SHARD_MODES[cfg.shard]}"
     compiled = "on" if cfg.compiles(rt.device.type) else "off"

@@ -15,6 +15,8 @@ from training.optimizer import MUON, OPTIMIZERS
 from training.parallel import FULL, SHARD_MODES
 from training.schedule import SCHEDULES
 
+SYNTHETIC = "synthetic"  # a data_dir that needs no folder
+
 
 @dataclass(frozen=True)
 class CoreSettings:

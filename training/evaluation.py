@@ -4,11 +4,11 @@ To add an evaluation, write one file with a class like those below and add the c
 become settings of the run, and what `measure` returns becomes streams of the log, which `plot.py` draws.
 """
 
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 from system.errors import UserError
 from tracking.curves import plot_runs
+from tracking.runlog import plot_path
 from training.eval_hellaswag import HellaSwag
 from training.eval_loss import ValidationLoss
 from training.eval_samples import Samples
@@ -67,6 +67,6 @@ def evaluate(run, last):
             measured = measured or bool(values)
     if measured and run.state.step > 0:
         if run.rt.master:
-            run.try_to_write(Path(run.cfg.log_dir) / "plot.png", lambda path: plot_runs([run.cfg.log_dir], path))
+            run.try_to_write(plot_path(run.cfg.log_dir), lambda path: plot_runs([run.cfg.log_dir], path))
         run.progress.restart()
     return False

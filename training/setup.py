@@ -10,14 +10,15 @@ import torch
 from formats import checkpoint
 from formats.read import read
 from model import GPT, GPTConfig
-from system.errors import UserError
+from system.errors import NothingToDo, UserError
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import TokenData, open_data
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
-from tracking.runlog import RunLog, path_of
+from tracking.runlog import RunLog, path_of, plot_path
 from tracking.sinks import open_sinks
 from training import parallel
 from training.banner import print_banner, write_record
+from training.config import SYNTHETIC
 from training.evaluation import prepare_evaluations
 from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
@@ -26,8 +27,6 @@ from training.progress import Progress
 from training.saving import load_content
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
-
-SYNTHETIC = "synthetic"  # a data_dir that needs no folder
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ def set_up(cfg, rt, stop_request):
     data = open_run_data(cfg, rt)
     if saved is not None:
         check_resume(cfg, saved, data)
+        check_unfinished(cfg, saved)
     model = build_model(cfg, rt, data.tokens, saved)
     cfg = resolve_micro_batch(cfg, rt, model, saved)
     eval_model, train_model = parallel.wrap_model(model, cfg, rt)
@@ -104,10 +104,11 @@ def find_checkpoint(cfg, rt):
 
 
 def clear_log_dir(cfg, rt):
-    """Make log_dir and delete the log and checkpoints of an earlier run in it."""
+    """Make log_dir and delete the log, plot and checkpoints of an earlier run in it."""
     rt.barrier()  # every rank has looked for a checkpoint before the master deletes any
     if rt.master:
-        for path in (*checkpoint.list_checkpoints(cfg.log_dir).values(), path_of(cfg.log_dir)):
+        files = (path_of(cfg.log_dir), plot_path(cfg.log_dir))
+        for path in (*checkpoint.list_checkpoints(cfg.log_dir).values(), *files):
             path.unlink(missing_ok=True)
         Path(cfg.log_dir).mkdir(parents=True, exist_ok=True)
 
@@ -126,6 +127,16 @@ def check_resume(cfg, saved, data):
             raise UserError(f"{name} = {new}, but {path} was made with {old}: set it so, or choose another --log_dir")
 
 
+def check_unfinished(cfg, saved):
+    """Raise `NothingToDo` if the run has made all its updates and has been evaluated after the last one."""
+    step = saved["step"]
+    if step >= cfg.max_steps and saved["val_step"] == step:
+        raise NothingToDo(
+            f"finished: {cfg.log_dir} holds all {step:,} steps of the run; to train it further, add --max_steps"
+            f" {2 * step}"
+        )
+
+
 def open_run_data(cfg, rt):
     """The run's shards, checked against its settings."""
     tokens = synthetic_data() if cfg.data_dir == SYNTHETIC else open_data_dir(cfg.data_dir, rt)
@@ -137,9 +148,11 @@ def open_run_data(cfg, rt):
 def open_data_dir(data_dir, rt):
     is_fineweb = data_dir.rstrip("/").endswith("edu_fineweb10B")
     how_to_make = "python fineweb.py" if is_fineweb else f"python prepare.py SOURCE --out {data_dir}"
-    if rt.master:
-        open_data(data_dir, how_to_make)  # may scan a foreign folder and write what it finds for the other ranks
-    rt.barrier()
+
+    def scan():
+        open_data(data_dir, how_to_make)
+
+    rt.from_master(scan)  # writes the meta.json of a foreign folder, for the other ranks; they raise its error too
     return open_data(data_dir, how_to_make)
 
 

@@ -1,5 +1,6 @@
 """Plots show the values of the log, label each run, and draw published results only where they are comparable."""
 
+import itertools
 import json
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_ticks_do_not_touch(tmp_path, x):
     for axis in panels(figure).values():
         boxes = [tick.get_window_extent() for tick in axis.get_xticklabels() if tick.get_text()]
         boxes.sort(key=lambda box: box.x0)
-        assert all(a.x1 + 4 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False)), axis.get_label()
+        assert all(a.x1 + 4 < b.x0 for a, b in itertools.pairwise(boxes)), axis.get_label()
 
 
 def test_smooth_is_a_centred_mean_of_the_finite_values():
