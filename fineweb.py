@@ -220,7 +220,7 @@ class Corpus:
     def locate(self, index):
         """The path or url to read a part from; the next part is downloaded in the background."""
         name = self.parts[index][0].rpartition("/")[2]
-        with tqdm(unit="B", unit_scale=True, desc=f"fetching {name}", leave=False, delay=0.5) as bar:
+        with tqdm(unit="B", unit_scale=True, desc=f"fetching {name}", leave=False, delay=0.5, disable=None) as bar:
             path = self.retry.call(self.wait_for, index, bar)
         if index + 1 < len(self.parts):
             self.fetch(index + 1)

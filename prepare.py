@@ -130,7 +130,7 @@ def split_source(source, files, val, workers):
     pieces = functools.partial(cut_files, files["all"], total)
     items = (Item([], None, share, piece) for piece, share in pieces())
     counts = []
-    with tqdm(unit="char", unit_scale=True, desc=f"counting {source}", leave=False) as bar:
+    with tqdm(unit="char", unit_scale=True, desc=f"counting {source}", leave=False, disable=None) as bar:
         for _, characters in map_in_order(count_characters, items, workers):
             counts.append(characters)
             bar.update(characters)

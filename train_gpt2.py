@@ -14,7 +14,7 @@ from system import runtime
 from system.errors import command
 from system.signals import StopRequest
 from training.banner import print_outcome
-from training.config import TrainConfig
+from training.config import TrainConfig, recorded_settings
 from training.dry_run import print_plan
 from training.evaluation import evaluate
 from training.failures import explain_failures
@@ -26,7 +26,7 @@ from training.setup import set_up
 
 @command
 def main(argv=None):
-    cfg = configure(TrainConfig, argv)
+    cfg = configure(TrainConfig, argv, recall=recorded_settings)
     if cfg.dry_run:
         print_plan(cfg)
         return

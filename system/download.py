@@ -72,7 +72,7 @@ def download_rest(url, part):
     with response, open(part, "ab" if response.status == 206 else "wb") as f:
         have = f.tell()
         total = have + int(response.headers.get("Content-Length", 0))
-        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
+        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
             while chunk := response.read(1 << 16):
                 f.write(chunk)
                 bar.update(len(chunk))

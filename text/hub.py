@@ -153,7 +153,7 @@ def download_to_cache(url, on_bytes):
 
 def locate_with_bar(url, retry):
     """`locate` with a progress bar and retries."""
-    with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False) as bar:
+    with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False, disable=None) as bar:
         return retry.call(locate, url, on_bytes=lambda count: bar.update(count - bar.n))
 
 

@@ -152,7 +152,9 @@ def write_shards(progress, items, workers, name, should_retry=None):
     """
     writer = ShardWriter(progress, name)
     function = functools.partial(tokenize, tokenizer_name=progress.request["tokenizer"])
-    with tqdm(unit="tok", unit_scale=True, desc="tokenizing", initial=writer.token_count(), smoothing=0.05) as bar:
+    with tqdm(
+        unit="tok", unit_scale=True, desc="tokenizing", disable=None, initial=writer.token_count(), smoothing=0.05
+    ) as bar:
         for item, tokens in map_in_order(function, items, workers, should_retry):
             writer.add(item, tokens)
             bar.total = max(writer.expected_tokens(), writer.token_count())

@@ -41,7 +41,7 @@ def print_counts(data):
     eot = end_of_text_id(data.tokenizer)
     damaged = []
     total = sum(data.tokens(split) for split in data.splits)
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", leave=False) as bar:
+    with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", leave=False, disable=None) as bar:
         for split, shards in data.splits.items():
             documents = 0
             for shard in shards:

@@ -197,7 +197,7 @@ def scan(data_dir, shards):
     """Read the shards (name → tokens) of a folder made elsewhere; returns the `meta.json` for it, and saves it."""
     total = sum(len(tokens) for tokens in shards.values())
     entries = []
-    with tqdm(total=total, unit="tok", unit_scale=True, desc=f"scanning {data_dir}") as bar:
+    with tqdm(total=total, unit="tok", unit_scale=True, desc=f"scanning {data_dir}", disable=None) as bar:
         for name, tokens in sorted(shards.items()):
             entries.append(describe_shard(name, tokens))
             bar.update(len(tokens))

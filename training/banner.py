@@ -8,11 +8,12 @@ import torch
 from formats import checkpoint
 from system.files import AtomicFile
 from system.runtime import dtype_name
+from system.words import count, listing
 from tracking import runlog
 from tracking.environment import describe_environment
 from tracking.runlog import plot_path
 from training import costs
-from training.forecast import count, epoch_lines, memory_lines, step_line
+from training.forecast import epoch_lines, memory_lines, step_line
 from training.optimizer import MUON
 from training.parallel import NONE, SHARD_MODES
 
@@ -43,14 +44,7 @@ def print_outcome(run, stopped):
     log_dir = run.cfg.log_dir
     exists = {"plot": plot_path(log_dir).exists(), "checkpoints": bool(checkpoint.list_checkpoints(log_dir))}
     held = ["the log", *[f"the {name}" for name, found in exists.items() if found]]
-    run.rt.print(f"{outcome}: {log_dir} holds {enumerate_words(held)}")
-
-
-def enumerate_words(words):
-    """["a", "b", "c"] → "a, b and c"."""
-    if len(words) == 1:
-        return words[0]
-    return ", ".join(words[:-1]) + " and " + words[-1]
+    run.rt.print(f"{outcome}: {log_dir} holds {listing(held)}")
 
 
 def describe_device(cfg, rt):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from system.errors import UserError, require
+from tracking import runlog
 from tracking.sinks import require_installed
 from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
@@ -29,7 +30,8 @@ class CoreSettings:
     overwrite: bool = False
     """delete the run that log_dir holds and start a new one"""
     init_from: str = "scratch"
-    """scratch, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint"""
+    """scratch for random weights, or
+    a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"""
     tokenizer: str | None = None
     """gpt2 or byte: stops the run if the data was made with another one"""
 
@@ -164,6 +166,19 @@ class CoreSettings:
             )
 
 
+def recorded_settings(cfg):
+    """The settings in the `config.json` of the run that `cfg` resumes, so that `--resume` alone continues it.
+
+    Those that belong to one start of the run are left out, and those that this version does not have.
+    """
+    if not cfg.resume:
+        return {}
+    recorded = runlog.read_config(cfg.log_dir).get("config", {})
+    names = {field.name for field in dataclasses.fields(cfg)} - OF_ONE_START
+    return {name: value for name, value in recorded.items() if name in names}
+
+
+OF_ONE_START = {"log_dir", "resume", "overwrite", "dry_run", "profile"}
 AT_LEAST_ZERO = (
     *("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr", "price_per_hour"),
     *("skip_loss_zscore", "skip_norm_zscore"),

@@ -11,11 +11,12 @@ from formats.read import read
 from model import GPTConfig
 from system import runtime
 from system.errors import UserError
+from system.words import duration
 from tokens.shards import read_meta, split_of
 from tokens.tokenizer import VOCAB_SIZES
 from training import costs
 from training.config import SYNTHETIC
-from training.forecast import duration, epoch_lines, memory_lines, step_line
+from training.forecast import epoch_lines, memory_lines, step_line
 from training.micro_batch import fits_by_estimate, powers_of_two
 
 TYPICAL_GPUS = ("RTX 4090", "A100", "H100", "B200")  # of costs.GPU_PEAKS: those that a plan lists

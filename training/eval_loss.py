@@ -45,7 +45,9 @@ class ValidationLoss:
         totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, tokens, ranks asked to stop
         run.model.eval()
         parts = []
-        for x, y in tqdm(batches, "validation", disable=not rt.master, leave=False, delay=2, unit=" batches"):
+        for x, y in tqdm(
+            batches, "validation", disable=None if rt.master else True, leave=False, delay=2, unit=" batches"
+        ):
             # With shard = full each batch is a collective: no rank may leave the loop alone.
             if run.stop_request.requested and cfg.shard != parallel.FULL:
                 break

@@ -4,6 +4,7 @@ Both print the same lines, with a warning where a run does not fit the machine o
 """
 
 from system.runtime import dtype_name
+from system.words import count
 from training import costs
 from training.config import SYNTHETIC
 from training.micro_batch import free_memory
@@ -56,17 +57,3 @@ def memory_lines(config, cfg, dtype, device, world_size, built=False):
             " config/own_text.py"
         )
     return lines
-
-
-def count(number, word):
-    """`1 rank`, `8 ranks`."""
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
-
-
-def duration(seconds):
-    """A time in the unit that suits it: `45 s`, `12 min`, `3.5 h`, `4.2 days`."""
-    units = ((120, "s", 1, 0), (7200, "min", 60, 0), (3 * 86400, "h", 3600, 1))
-    for limit, unit, size, digits in units:
-        if seconds < limit:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86400:,.1f} days"

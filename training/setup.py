@@ -95,7 +95,7 @@ def find_checkpoint(cfg, rt):
     if cfg.resume or restarted:
         path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
         if path is not None:
-            rt.print(f"resuming from {path}")
+            rt.print(f"resuming from {path}; settings that are not given are those of its config.json")
             return checkpoint.load(path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting a new run")
     elif not cfg.overwrite and (checkpoint.list_checkpoints(cfg.log_dir) or path_of(cfg.log_dir).exists()):
