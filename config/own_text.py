@@ -17,18 +17,18 @@ block_size = T = 256
 B = 8
 total_batch_size = B * T
 
-max_steps = 1000
+max_steps = 800
 warmup_steps = 30
 optimizer = "muon"
 max_lr = 6e-3
 min_lr = 6e-5
 beta2 = 0.98
 weight_decay = 0.5  # high, because a short text is read several times
-val_interval = 250
+val_interval = 200
 val_tokens = 64 * T
-sample_interval = 250
+sample_interval = 200
 sample_tokens = 160
 num_samples = 2
-checkpoint_interval = 250
+checkpoint_interval = 200
 compile = False  # compiling takes as long as training
 hellaswag_interval = 0

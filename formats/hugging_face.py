@@ -236,6 +236,7 @@ def write_byte_tokenizer(folder, block_size):
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     config |= {"bos_token": eot, "eos_token": eot, "clean_up_tokenization_spaces": False}
+    config["split_special_tokens"] = True  # text is never encoded to end-of-text, as in ours
     write_json(folder / "tokenizer_config.json", config)
 
 

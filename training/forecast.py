@@ -10,6 +10,7 @@ from training.config import SYNTHETIC
 from training.micro_batch import free_memory
 
 MOST_EPOCHS = 20  # passes over the data after which a run mostly memorizes
+FEWEST_STEPS = 100  # with fewer no model learns much: the batch is too large for the data
 
 
 def step_line(cfg, world_size):
@@ -27,13 +28,13 @@ def epoch_lines(cfg, windows):
         return ["epochs: many, of a few kB of synthetic data"]
     tokens = windows * cfg.T
     epochs = cfg.max_steps * cfg.total_batch_size / tokens
-    lines = [f"epochs: {epochs:.2f} of the {windows:,} windows of {cfg.T} tokens in {cfg.data_dir}"]
+    lines = [f"epochs: {epochs:,.2f} of the {windows:,} windows of {cfg.T} tokens in {cfg.data_dir}"]
     if epochs > MOST_EPOCHS and not cfg.overfit_batch:
         steps = max(1, MOST_EPOCHS * tokens // cfg.total_batch_size)
+        recipe = "" if steps >= FEWEST_STEPS else "; config/own_text.py is a recipe for little text"
         lines.append(
             f"warning: the run reads its {tokens:,} training tokens {epochs:,.0f} times and will memorize them: prepare"
-            f" more text, or read them {MOST_EPOCHS} times with --max_steps {steps}; config/own_text.py trains a small"
-            " model on little text"
+            f" more text, or read them {MOST_EPOCHS} times with --max_steps {steps}{recipe}"
         )
     return lines
 

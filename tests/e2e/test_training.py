@@ -19,7 +19,7 @@ def test_training_lowers_the_loss_and_writes_every_file(tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     for words in (
         "found 2 shards for split train",
-        "found 1 shards for split val",
+        "found 1 shard for split val",
         "using fused AdamW: True",
         "expected memory",
         "validation loss: ",

@@ -181,7 +181,7 @@ def test_write_adds_a_byte_tokenizer_with_our_ids(tmp_path):
     ours = get_tokenizer("byte")
     assert write(tmp_path / "hf", small_gpt(vocab_size=257), "byte") is None
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    text = "def f(x):\n\t return  'naïve 日本語 🤗' \0\x7f <0x41> \u2028 "
+    text = "def f(x):\n\t return  'naïve 日本語 🤗' \0\x7f <0x41> \u2028 <|endoftext|>"
     assert theirs(text)["input_ids"] == ours.encode(text)
     assert theirs.decode(ours.encode(text)) == text
     every = list(range(257))
