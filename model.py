@@ -20,7 +20,7 @@ from ops.cross_entropy import IGNORE, head_loss
 from ops.linear import linear
 from system.errors import UserError
 
-VOCAB_MULTIPLE = 128  # matrix units are fastest at such widths: 50257 ids are padded to 50304
+VOCAB_MULTIPLE = 128  # matrix units are fastest at multiples of this; 50257 is padded to 50304
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self):
-        """Rows of the embedding. Those from `vocab_size` on are padding: no other module sees them."""
+        """Rows of the embedding. Those from `vocab_size` on are padding: they never reach logits, losses or files."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 class Linear(nn.Linear):
-    product = staticmethod(linear)
+    product = staticmethod(linear)  # benchmarks replace it by plainer functions, like the two below
 
     def forward(self, x):
         return self.product(x, self.weight, self.bias)
@@ -144,7 +144,7 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):
                 p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer))
             elif name == WTE:
-                p[: self.config.vocab_size].normal_(0.0, 0.02)  # the same random numbers for any padding
+                p[: self.config.vocab_size].normal_(0.0, 0.02)  # so that the padding does not change the random numbers
                 p[self.config.vocab_size :].zero_()
             elif p.dim() >= 2:
                 p.normal_(0.0, 0.02)
@@ -153,7 +153,10 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
-        """Build the GPT `name`: gpt2 … gpt2-xl, a folder or a file in any format of `formats.read`; see `from_file`."""
+        """Build the GPT of `name`: gpt2 … gpt2-xl, a folder or a file in any format of `formats.read`.
+
+        `GPT.from_pretrained("gpt2")` loads OpenAI's weights: on the CPU, in float32, in eval mode. See `from_file`.
+        """
         return cls.from_file(read(name), dropout)
 
     @classmethod
@@ -184,7 +187,7 @@ class GPT(nn.Module):
         return tensors
 
     def hidden(self, idx, cache=None):
-        """Ids (B, T) → final hidden states (B, T, C). With a `Cache`, idx continues the tokens that it holds."""
+        """Ids (B, T) → final hidden states (B, T, C). With a `Cache`, idx continues the tokens already cached."""
         T = idx.size(1)
         if cache is None:
             pos = torch.arange(T, device=idx.device)  # (T,)
@@ -206,9 +209,9 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, reduction="mean"):
         """Ids (B, T) → logits (B, T, vocab_size); with targets (B, T) → only the cross-entropy in nats.
 
-        A target of -1 is ignored. The loss is the mean over the other targets, or with `reduction="none"` a value for
-        each position (B, T), 0 where the target is ignored. The logits are not returned with the loss: they are the
-        largest tensor and can be freed early.
+        A target of -1 is ignored. The loss is the mean over the other targets (NaN if there are none), or with
+        `reduction="none"` a value for each position (B, T), 0 where the target is ignored. The logits are not returned
+        with the loss: they are the largest tensor and can be freed early.
         """
         if idx.size(1) > self.config.block_size:
             raise UserError(f"{idx.size(1)} tokens: expected at most the model's block_size, {self.config.block_size}")

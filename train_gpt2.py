@@ -37,16 +37,16 @@ def main(argv=None):
 
 
 def train(run):
-    """Train until `max_steps` or until a stop is requested. What is due at step s sees the weights after s updates."""
+    """Train until `max_steps` or a stop request. At step s, the weights after s updates are evaluated and saved."""
     cfg, rt, state = run.cfg, run.rt, run.state
-    stopping = False  # all ranks have agreed to stop
+    stopping = False  # becomes true once all ranks have agreed to stop
     run.progress.start(state.step)
     while True:
         last = state.step >= cfg.max_steps
 
-        # Between updates. Nothing here changes what training computes, or counts as its time.
+        # Between updates: this does not affect training and is not included in the step time.
         if not stopping:
-            stopping = evaluate(run, last)
+            stopping = evaluate(run, last)  # a stop request interrupts a validation
         if last or (state.step > run.start_step and (stopping or due(state.step, cfg.checkpoint_interval))):
             save(run)
         if last or stopping:
@@ -62,21 +62,23 @@ def train(run):
         mean_loss = torch.zeros((), device=rt.device)
         for micro_step, (x, y) in enumerate(run.loader.next_step(), 1):  # x, y (B, T)
             # The ranks average their gradients once per update, in the last backward pass.
-            synchronize_gradients(run.train_model, now=micro_step == run.loader.grad_accum_steps)
+            synchronize_gradients(run.train_model, last_micro_step=micro_step == run.loader.grad_accum_steps)
             with rt.autocast():
                 loss = run.train_model(rt.to_device(x), rt.to_device(y)) / run.loader.grad_accum_steps
             run.scaler.scale(loss).backward()
             mean_loss += loss.detach()
 
-        # Clip. The stop flag is summed in the same all-reduce as the loss; `tolist` is the step's only wait.
+        # Clip.
         run.optimizers.unscale(run.scaler)
         norm = clip_gradients(run.model, cfg.grad_clip)
+
+        # All-reduce the loss and the stop flag together. The CPU waits for the device only here, in `tolist`.
         stop_flag = torch.full_like(mean_loss, run.stop_request.requested)
         mean_loss, stop_flag = rt.sum(torch.stack((mean_loss, stop_flag))) / rt.world_size
         loss, norm, stop_flag = torch.stack((mean_loss, norm, stop_flag)).tolist()
         stopping = stop_flag > 0
 
-        # Step, unless loss or gradient are not finite.
+        # Apply the update if loss and gradient are finite and no outliers.
         if run.update_filter.accepts(state.step, loss, norm):
             run.optimizers.step(run.scaler)
         run.scaler.update()

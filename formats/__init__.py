@@ -1,1 +1,1 @@
-"""Model files ↔ plain tensors and shapes. Knows no `nn.Module`."""
+"""Model files ↔ plain tensors and shapes. Does not use `nn.Module`."""

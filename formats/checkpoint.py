@@ -1,7 +1,7 @@
 """The checkpoints of this repository: the whole state of a run in one file, written atomically, with a checksum.
 
 A checkpoint is a `torch.save` file of tensors and plain Python values, so `torch.load(path, weights_only=True)` reads
-all of it. Its SHA-256 is the comment at the end of the zip archive that such a file is: `torch.load` does not notice a
+all of it. The file is a zip archive, and its SHA-256 is stored as the archive's comment: `torch.load` does not notice a
 flipped byte, and a checksum in a second file could be lost or belong to another checkpoint.
 """
 
@@ -41,7 +41,7 @@ def matches(path, start):
 def read(path):
     """The `ModelFile` of a checkpoint, or of the newest one in a folder.
 
-    The checksum of the whole file is verified when the tensors are read; knowing the shape takes no such time.
+    The checksum of the whole file is verified when the tensors are read; reading only the shape skips this.
     """
     checkpoints = list_checkpoints(path)
     if checkpoints:

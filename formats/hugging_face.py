@@ -50,7 +50,7 @@ GPT2_VOCABULARY = {  # Hugging Face's name of each file, OpenAI's, and its SHA-2
 
 
 def matches(path, start):
-    """Whether `path` is a folder, or a safetensors file, which `read` refuses with advice."""
+    """Whether `path` is a folder, or a safetensors file, for which `read` raises an error that says what to pass."""
     return os.path.isdir(path) or start[8:] == b"{"
 
 

@@ -198,7 +198,7 @@ def padded_vocab_size(vocab_size):
 def count_values(shape, padded):
     """How many numbers the tensors have, with `padded` rows in the embedding.
 
-    Computed from integers alone: the header of a damaged file must not make anything large.
+    Computed from integers alone: the header of a damaged file must not cause a large allocation.
     """
     C = shape["n_embd"]
     return (padded + shape["block_size"] + 2) * C + shape["n_layer"] * (12 * C + 13) * C

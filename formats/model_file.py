@@ -1,7 +1,7 @@
 """What every model format is read into and written from: the shape and the tensors of a GPT-2, as plain data.
 
 Tensors have GPT-2's parameter names on Hugging Face and the orientation of `nn.Linear`, (outputs, inputs). The head is
-tied to the token embedding, so it is not stored a second time; the embedding has one row a token id, without padding.
+tied to the token embedding, so it is not stored a second time; the embedding has one row per token id, without padding.
 """
 
 import re

@@ -78,7 +78,7 @@ class BlockedAttention(torch.autograd.Function):
         grads = torch.empty(3, *q.shape, dtype=q.dtype)
         grad_q, grad_k, grad_v = grads
         for (start, stop), probs in reversed([*zip(blocks(T), all_probs, strict=True)]):
-            add = int(stop < T)  # the last block comes first and covers all keys: it writes, the others add
+            add = int(stop < T)  # the loop starts at the last block, which covers all keys: it writes, the others add
             grad_y = grad[:, start:stop]
             grad_v[:, :stop].baddbmm_(probs.mT, grad_y, beta=add)
             grad_probs = grad_y @ v[:, :stop].mT

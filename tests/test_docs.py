@@ -100,8 +100,9 @@ def test_docs_files_flags_and_links_exist(page):
 
 def test_readme_tree_lists_every_command_and_package():
     tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
-    packages = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
-    assert set(re.findall(r"\b(\w+(?:\.py|/))(?=[\s)])", tree)) == {path.name for path in ROOT.glob("*.py")} | packages
+    listed = set(re.findall(r"^(?:.* {2})?(\w+(?:\.py|/)) ", tree, re.M)) | set(re.findall(r"(\w+(?:\.py|/))  ", tree))
+    packages = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} - {"benchmarks/"}
+    assert listed == {path.name for path in ROOT.glob("*.py")} | packages
 
 
 def flag_pairs(page):
@@ -128,15 +129,3 @@ def test_commands_describe_a_model_alike():
     phrase = "a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"
     for script in ("sample.py", "hellaswag.py", "export.py", "training/config.py"):
         assert phrase in " ".join((ROOT / script).read_text(encoding="utf-8").split()), script
-
-
-def test_docs_error_messages_are_in_the_code():
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    files = [path for path in ROOT.glob("*/*.py") if path.parent.name != "tests"]
-    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message may be written on several lines
-    messages = re.findall(r"^\| `([^`]+)`[^|]*\|", page, re.M)
-    assert len(messages) > 10
-    for message in messages:
-        for part in message.split("..."):  # what stands for "..." differs
-            assert part.strip() in code, message

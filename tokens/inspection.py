@@ -1,4 +1,4 @@
-"""Print what a folder of shards holds, whoever made it."""
+"""Print what a folder of shards holds, also of one made by another program."""
 
 import hashlib
 

@@ -1,6 +1,6 @@
 """Text to token ids and back: `gpt2` (byte-pair encoding by tiktoken) and `byte` (nothing to download).
 
-Both have one id more than text needs, end-of-text, which precedes each document. Text is never encoded to that id, even
+Both have one extra id, end-of-text, which precedes each document. Text is never encoded to that id, even
 if it contains the characters `<|endoftext|>`.
 """
 

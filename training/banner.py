@@ -1,4 +1,4 @@
-"""What a run says about itself: the banner on the screen and `config.json` beside the log."""
+"""Print a run's banner and write its `config.json`."""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
 """Every setting of a training run: its default, its meaning, and the values that are refused.
 
-The defaults train the real thing: GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedule and batch size
-(Brown et al. 2020, table 2.1 and appendix B). Evaluations bring settings of their own, see `training/evaluation.py`.
+The defaults train GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedule and batch size
+(Brown et al. 2020, table 2.1 and appendix B). Each evaluation defines its own settings, see `training/evaluation.py`.
 """
 
 import dataclasses

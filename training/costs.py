@@ -101,7 +101,7 @@ class Memory:
 def memory(config, cfg, B, dtype, device_type="cuda"):
     """Estimate the peak of one unsharded device while gradients accumulate: float32 weights, autocast to `dtype`.
 
-    `config` is the model's shape; of the run's settings `cfg`, T, optimizer and activation_checkpointing count.
+    `config` is the model's shape; of `cfg` only T, optimizer and activation_checkpointing are used.
     """
     C, T, size = config.n_embd, cfg.T, dtype.itemsize
     padded = count_params(config) + (config.padded_vocab_size - config.vocab_size) * C

@@ -13,7 +13,7 @@ class HellaSwagSettings:
     hellaswag_interval: int = 250
     """steps between HellaSwag scores (log stream hella: acc_norm); 0: none"""
     hellaswag_limit: int | None = None
-    """score only the first so many examples; None: all 10,042"""
+    """score only this many examples, from the first; None: all 10,042"""
     hellaswag_data: str | None = None
     """a .jsonl file in HellaSwag's own fields; None: the original, downloaded once"""
 

@@ -1,4 +1,4 @@
-"""What is measured of the weights between updates: the table of evaluations, and running those that are due.
+"""Evaluations between updates: the table of them, and running those that are due.
 
 To add an evaluation, write one file with a class like those below and add the class to `EVALUATIONS`: its settings
 become settings of the run, and what `measure` returns becomes streams of the log, which `plot.py` draws.
@@ -23,7 +23,7 @@ class Evaluation(Protocol):
     Settings: ClassVar[type]  # a dataclass whose fields become settings of the run; a method check() is optional
 
     def __init__(self, cfg, rt, data, model):
-        """Prepare once, before the first step. Raise `UserError` where it can't be done: the run goes on without."""
+        """Prepare once, before the first step. If it is not available, raise `UserError`: the run continues without."""
 
     @staticmethod
     def enabled(cfg):
@@ -52,7 +52,7 @@ def prepare_evaluations(cfg, rt, data, model):
 
 
 def evaluate(run, last):
-    """Run the evaluations that are due, then redraw the plot. Returns whether the ranks agreed to stop meanwhile.
+    """Run the evaluations that are due, then redraw the plot. Returns True if a stop request interrupted them.
 
     A stop request cuts evaluation short; the resumed run repeats it.
     """

@@ -1,4 +1,4 @@
-"""`--B auto`: the largest micro-batch that fits. Found by trial on a GPU, by the estimate of `costs.memory` elsewhere.
+"""`--B auto`: the largest micro-batch that fits: by trial on a GPU, by the estimate `costs.rank_memory` elsewhere.
 
 A fully sharded model needs all ranks for a trial, so it is estimated too.
 """

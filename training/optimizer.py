@@ -1,4 +1,4 @@
-"""Which rule updates which parameter: the table of optimizers.
+"""The optimizers, and the table of them.
 
 To add an optimizer, write a function like `adamw` and add it to `OPTIMIZERS`.
 """

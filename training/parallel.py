@@ -54,17 +54,17 @@ def shard_fully(model, rt, compile_backend=None):
     return fully_shard(model, mesh=mesh)
 
 
-def synchronize_gradients(train_model, now):
-    """Let the next backward pass average the gradients over ranks (`now`), or only accumulate this rank's."""
+def synchronize_gradients(train_model, last_micro_step):
+    """Let the next backward pass average the gradients over ranks (`last_micro_step`), or only accumulate them."""
     if isinstance(train_model, FSDPModule):
-        train_model.set_requires_gradient_sync(now)
-        train_model.set_is_last_backward(now)
+        train_model.set_requires_gradient_sync(last_micro_step)
+        train_model.set_is_last_backward(last_micro_step)
     elif isinstance(train_model, DistributedDataParallel):
-        train_model.require_backward_grad_sync = now
+        train_model.require_backward_grad_sync = last_micro_step
 
 
 def clip_gradients(model, max_norm):
-    """Scale the gradients down to `max_norm` (0: never). Returns their norm before, over all parameters and ranks."""
+    """Scale the gradients down to `max_norm` (0: never). Returns the norm before clipping, over all ranks."""
     return gather(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
 
 

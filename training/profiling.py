@@ -1,4 +1,4 @@
-"""`--profile`: where the time of one step goes. Top operators on the screen, all of them in a Chrome trace."""
+"""`--profile`: print the operators that take most of a step's time, and write all of them to a Chrome trace."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ WARM_UP = 5  # steps before the profiled one: by then everything is compiled and
 
 
 class StepProfiler:
-    """Profiles one warmed-up step on the master; the other ranks run undisturbed. Does nothing unless asked."""
+    """Profiles one warmed-up step on the master; other ranks are not profiled. Does nothing without `--profile`."""
 
     def __init__(self, cfg, rt, start_step):
         self.cfg, self.rt = cfg, rt

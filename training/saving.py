@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what they hold, when a better one is found, which are kept."""
+"""Checkpoints of a run: their content, which one is the best, and which are kept."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""When things happen and how large a step is: intervals and learning-rate schedules."""
+"""Intervals (`due`), the learning rate and its schedules."""
 
 import math
 

@@ -88,8 +88,8 @@ def set_up(cfg, rt, stop_request):
 def find_checkpoint(cfg, rt):
     """The content of the checkpoint to resume from, or None for a new run. Changes nothing on disk.
 
-    Ranks that torchrun has restarted resume, whatever the flags say. Raises `UserError` where a new run would
-    overwrite another one unasked.
+    Ranks restarted by torchrun always resume. Raises `UserError` if a new run would overwrite another one without
+    `overwrite`.
     """
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if cfg.resume or restarted:

@@ -15,11 +15,11 @@ class TrainState:
     """The plain values that must survive a restart. The tensors are the model's, the optimizer's and the scaler's."""
 
     step: int = 0  # updates made
-    val_loss: float | None = None  # the last validation loss, in nats a token
-    val_step: int | None = None  # of the weights after this many updates
+    val_loss: float | None = None  # the last validation loss, in nats per token
+    val_step: int | None = None  # the step at which val_loss was measured
     best: tuple[float, int] | None = None  # (validation loss, step) of the best checkpoint
     bad_steps: int = 0  # consecutive steps without a finite loss and gradient
-    skipped: int = 0  # updates skipped in all
+    skipped: int = 0  # number of skipped updates
     recent_losses: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
     recent_norms: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
 
@@ -59,7 +59,7 @@ class Run:
     progress: object
     update_filter: object
     profiler: object
-    start_step: int = 0  # where this start of the run began
+    start_step: int = 0  # the first step of this process: 0, or the resumed checkpoint's
 
     def record(self, **values):
         """Log values of the current step (master only)."""

@@ -33,7 +33,7 @@ class UpdateFilter:
         return False
 
     def is_outlier(self, loss, norm):
-        """Compare loss and norm with the last 128 of each, then add them to those."""
+        """Compare loss and norm with the last 128 of each, then append both to these windows."""
         found = False
         for value, window, limit in (
             (loss, self.state.recent_losses, self.cfg.skip_loss_zscore),
