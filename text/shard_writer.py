@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from system.errors import UserError
 from system.files import NO_SPACE, AtomicFile
+from system.words import count
 from text.documents import Piece
 from text.encoding import tokenize
 from text.worker_pool import map_in_order
@@ -293,6 +294,6 @@ def print_summary(meta, out):
     rate = meta["tokens"] / max(meta["seconds"], 1e-9)
     print(
         f"{meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes_per_token']:.2f} bytes a token,"
-        f" {len(meta['shards'])} shards, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
+        f" {count(len(meta['shards']), 'shard')}, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
     )
     print(f"next: python train_gpt2.py --data_dir {out}")

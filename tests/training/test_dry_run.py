@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, as_flags, run_script
+from helpers import ROOT, TINY, as_flags, run_script, write_corpus
 
 from configurator import configure
 from model import GPTConfig
@@ -18,6 +18,20 @@ from training.dry_run import plan_lines
 
 def plan_text(*argv, world_size=1):
     return "\n".join(plan_lines(configure(TrainConfig, argv), world_size))
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("config/*.py")), ids=lambda path: path.stem)
+def test_plan_of_every_recipe(recipe):
+    cfg = configure(TrainConfig, [str(recipe), "--device=cuda"])
+    cfg.check_batch(1)
+    assert plan_lines(cfg, 1)[0] == "dry run: nothing is trained or written"
+
+
+def test_plan_of_own_text_fits_a_book_and_warns_about_a_page(tmp_path):
+    for characters, warns in ((500_000, False), (3000, True)):
+        data = write_corpus(tmp_path / str(characters), "x" * characters, shards=1, val=characters // 10)
+        text = plan_text(str(ROOT / "config/own_text.py"), f"--data_dir={data}", "--device=cuda")
+        assert ("warning: the run reads its " in text) == warns
 
 
 def test_plan_of_gpt2_124M_equals_a_calculation_by_hand():
