@@ -23,9 +23,11 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-torture: .venv/installed-dev  # kill 100 runs and 20 preparations, damage 200 files: ten minutes on two cores
+torture: .venv/installed-dev  # kill 100 runs and 20 preparations, damage 200 files and 2,000 models: ten minutes on two cores
 	$(BIN)/python tests/torture_training.py --kills 100 --damages 200
 	$(BIN)/python tests/torture_fineweb.py --kills 20
+	$(BIN)/python tests/torture_preparation.py --flips 200
+	$(BIN)/python tests/torture_formats.py --flips 2000
 
 .venv/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=python3.12 ...")'

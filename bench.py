@@ -5,16 +5,19 @@
 Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import importlib
 import json
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
 from benchmarks.measure import machine, memory_bandwidth, print_rows
-from configurator import configure
+from configurator import Range, configure
 from system.errors import UserError, command
+from system.files import AtomicFile, require_writable_file
 from system.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 from training.costs import matmul_peak
 
@@ -33,12 +36,14 @@ class Settings:
     """where to measure"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format of matrix products, where a benchmark doesn't name its own"""
-    runs: int = 5
+    runs: Annotated[int, Range(1, 10**4)] = 5
     """timed runs, of which the median counts"""
 
     def check(self):
         if len(self.verb) != 1 or self.verb[0] not in (*VERBS, "all"):
             raise UserError(f"bench.py {' '.join(self.verb)}: expected one of {', '.join(VERBS)}, all")
+        if self.json is not None:
+            require_writable_file(self.json, "--json")
 
 
 @command
@@ -55,9 +60,10 @@ def main(argv=None):
         rows += importlib.import_module(f"benchmarks.{verb}").run(settings)
     print()
     print_rows(rows)
-    if settings.json:
-        with open(settings.json, "w", encoding="utf-8") as f:
-            json.dump([dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows], f, indent=1)
+    if settings.json is not None:
+        Path(settings.json).parent.mkdir(parents=True, exist_ok=True)
+        with AtomicFile(settings.json) as f:
+            f.write(json.dumps([dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows], indent=1).encode())
         print(f"rows written to {settings.json}")
 
 

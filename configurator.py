@@ -5,8 +5,8 @@
 Defaults come first, then each config file in order, then the flags; the last value of a setting wins. A config file is
 plain Python, run in its own namespace, so `B = 8; total_batch_size = 4 * B * 256` works; the names it assigns are the
 settings. (nanoGPT executes such files in the script's globals, where a misspelt name silently becomes a new variable.)
-`tyro` converts the text of a flag to the type of its field and prints `--help`; the order and the one-line error
-messages are implemented here.
+`tyro` converts the text of a flag to the type of its field and prints `--help`; the order, the ranges of numbers and
+the one-line error messages are implemented here.
 """
 
 import contextlib
@@ -18,15 +18,36 @@ import runpy
 import sys
 import types
 import typing
+from dataclasses import dataclass
 
 import tyro
 
-from system.errors import UserError
+from system.errors import UserError, first_line
 from system.foreign_flags import foreign_hint
 
 BOOLEANS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
 BOOLEAN_TYPES = (bool, bool | None)  # None: the program decides
 TYRO_MARKERS = (tyro.conf.FlagConversionOff,)
+LARGEST = 10**12  # of a number without a bound of its own: what is larger is a mistake
+LONGEST = 200  # bits of an integer that is shown in a message; Python refuses to print very long ones
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a numeric field accepts, as in `eps: Annotated[float, Range(0, 1)]`: low ≤ value ≤ high; never NaN."""
+
+    low: float
+    high: float = LARGEST
+    excluded: float | None = None  # a bound that is not accepted itself
+
+    def accepts(self, value):
+        return self.low <= value <= self.high and value != self.excluded
+
+    def describe(self, value):
+        """What was expected instead of `value`, in words."""
+        if value >= self.high:
+            return f"less than {self.high}" if self.excluded == self.high else f"at most {self.high}"
+        return f"more than {self.low}" if self.excluded == self.low else f"at least {self.low}"
 
 
 def configure(cls, argv=None, positional=None, recall=None):
@@ -34,7 +55,8 @@ def configure(cls, argv=None, positional=None, recall=None):
 
     Arguments without dashes are config files. If `positional` names a field, they are the values of that field instead.
     `recall(config)` may return earlier settings {name: value}, for what neither files nor flags set.
-    If `cls` has a method `check()`, it is called on the result to reject values that the types allow.
+    A number outside the `Range` of its field is refused. If `cls` has a method `check()`, it is called on the result to
+    reject values and combinations that types and ranges allow.
     Raises `UserError` for every mistake in `argv` or in a config file; `--help` prints the settings and exits.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -55,7 +77,9 @@ def configure(cls, argv=None, positional=None, recall=None):
         settings[name] = parse_text(text, field_types[name], f"--{name}")
     config = cls(**settings)
     if recall is not None:
-        config = cls(**recall(config) | settings)
+        recalled = {name: check_type(value, field_types[name], name) for name, value in recall(config).items()}
+        config = cls(**recalled | settings)
+    check_ranges(config)
     if callable(getattr(config, "check", None)):
         config.check()
     return config
@@ -95,10 +119,12 @@ def read_config_file(path, field_types):
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config file (flags start with --; the recipes are in config/)")
+    if not path.endswith(".py"):  # much JSON and YAML is valid Python that assigns nothing
+        raise UserError(f"{path}: expected a Python file, NAME.py, with lines such as max_lr = 1e-3")
     try:
         names = runpy.run_path(path)
-    except Exception as error:  # the file is the user's code and can raise anything
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the file is the user's code and can raise anything
+        raise UserError(f"{path}: {first_line(error)}") from error
     settings = {}
     for name, value in names.items():
         if name.startswith("_") or isinstance(value, (types.ModuleType, types.FunctionType, type)):
@@ -106,6 +132,8 @@ def read_config_file(path, field_types):
         where = f"{path}: {name}"
         require_known(name, field_types, where)
         settings[name] = check_type(value, field_types[name], where)
+    if not settings:
+        raise UserError(f"{path} assigns no setting: expected lines such as max_lr = 1e-3")
     return settings
 
 
@@ -124,7 +152,27 @@ def check_type(value, field_type, where):
                 return value
         elif isinstance(value, (int, float) if option is float else option) and not isinstance(value, bool):
             return option(value)  # of a subclass such as numpy.float64, the plain value
-    raise UserError(f"{where} = {value!r}: expected {describe_type(field_type)}")
+    raise UserError(f"{where} = {show(value)}: expected {describe_type(field_type)}")
+
+
+def check_ranges(config):
+    """Raise `UserError` for a number outside the `Range` of its field, and for text that no file name can hold."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{name} = {value!r}: expected text without a null character")
+        for allowed in getattr(hint, "__metadata__", ()):
+            if isinstance(allowed, Range) and isinstance(value, (int, float)) and not allowed.accepts(value):
+                others = [option for option in type_options(typing.get_args(hint)[0]) if option not in (int, float)]
+                alternative = "".join(f", or {describe_type(option)}" for option in others)
+                raise UserError(f"{name} = {show(value)}: expected {allowed.describe(value)}{alternative}")
+
+
+def show(value):
+    """A value as text for a message."""
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        return f"an integer of {value.bit_length():,} bits"
+    return repr(value)
 
 
 def parse_text(text, field_type, where):

@@ -10,23 +10,25 @@
 weights. It also takes a debug state of llm.c, which holds the logits and gradients of a port.
 """
 
-import os
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import Range, configure
 from formats import checkpoint, hugging_face, llmc
 from formats.read import read
 from inference import compare
 from inference.hellaswag import read_records
 from model import GPT
+from system.boundary import foreign
 from system.errors import UserError, command
+from system.files import require_new_path
 from system.runtime import dtype_name
 from tokens.shards import open_shard
 from tokens.tokenizer import get_tokenizer
@@ -52,7 +54,7 @@ class Settings:
     """token shard whose first tokens are the batch of the debug state; by default random ids"""
     check: str | None = None
     """compare with another model (as above), or with a debug state of llm.c"""
-    tolerance: float = 1e-5
+    tolerance: Annotated[float, Range(0)] = 1e-5
     """with --check: differences up to this share of a tensor's largest value are allowed"""
 
     def check_combination(self):
@@ -81,7 +83,7 @@ def main(argv=None):
 def run(settings):
     """Do what the settings ask for. Returns the exit code."""
     if settings.to is not None:
-        prepare_output(settings.out)
+        check_output(settings)
     if settings.to == "llmc-tokenizer":
         export_tokenizer(settings)
         return 0
@@ -99,17 +101,22 @@ def run(settings):
     return 0 if settings.check is None else check(model, settings.check, settings.tolerance)
 
 
-def prepare_output(out):
-    """Create the folder of `out`. Raises `UserError` if `out` is missing or exists already."""
-    if out is None:
+def check_output(settings):
+    """Raise `UserError` if --out, or the debug state next to it, is missing, exists or cannot be written."""
+    if settings.out is None:
         raise UserError("--out PATH is missing: where to write")
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists already; choose another --out, or move it away")
+    require_new_path(settings.out)
+    if settings.debug_state:
+        require_new_path(debug_state_path(settings.out))
+
+
+def make_parent(out):
     Path(out).parent.mkdir(parents=True, exist_ok=True)
 
 
 def export_tokenizer(settings):
     tokenizer = get_tokenizer(settings.source)
+    make_parent(settings.out)
     llmc.write_tokenizer(settings.out, tokenizer)
     print(f"{settings.out}: {tokenizer.vocab_size:,} tokens of {tokenizer.name}")
 
@@ -119,11 +126,13 @@ def export_hellaswag(settings):
     encode = get_tokenizer("gpt2").encode
     records = tqdm(read_records(settings.source), unit="ex", desc="encoding", leave=False, disable=None)
     examples = ((r.label, encode(r.ctx), [encode(" " + ending) for ending in r.endings]) for r in records)
+    make_parent(settings.out)
     count = llmc.write_eval(settings.out, examples)
     print(f"{settings.out}: {count:,} examples")
 
 
 def export_hugging_face(settings, model, tokenizer):
+    make_parent(settings.out)
     missing = hugging_face.write(settings.out, model.config.shape, model.to_tensors(), tokenizer)
     print(f"{settings.out}: {', '.join(sorted(path.name for path in Path(settings.out).iterdir()))}")
     if missing:
@@ -133,9 +142,9 @@ def export_hugging_face(settings, model, tokenizer):
 def export_llmc(settings, model):
     state_path = debug_state_path(settings.out)
     if settings.debug_state:
-        prepare_output(state_path)
         inputs, targets = debug_batch(model.config, settings.shard)
     dtype = DTYPES[settings.to]
+    make_parent(settings.out)
     llmc.write_model(settings.out, model.config.shape, model.to_tensors(), dtype)
     print(f"{settings.out}: llm.c weights in {dtype_name(dtype)}")
     if settings.debug_state:
@@ -170,18 +179,23 @@ def random_ids(vocab_size, *shape):
 
 def check(model, other, tolerance):
     """Print a comparison of `model` with `other`. Returns 0 if they agree, 1 if they differ, as `diff` does."""
-    if Path(other).is_file() and llmc.is_debug_state(other):
-        state = llmc.read_debug_state(other, model.config.shape)
-        lines, differ = compare.report_debug_state(model, state, tolerance)
-    else:
-        is_run = bool(checkpoint.list_checkpoints(other))
-        in_transformers = other in hugging_face.PRETRAINED or (Path(other).is_dir() and not is_run)
-        theirs = compare.load_in_transformers(other) if in_transformers else GPT.from_pretrained(other)
-        print(f"compared with {other}, run by {'transformers' if in_transformers else 'the same code'}")
-        idx = random_ids(model.config.vocab_size, 1, model.config.block_size)  # one row that uses every position
-        lines, differ = compare.report_models(model, theirs, idx, tolerance)
+    with foreign(other, "a model to compare with"):
+        lines, differ = compare_with(model, other, tolerance)
     print("\n".join(lines))
     return int(differ)
+
+
+def compare_with(model, other, tolerance):
+    """Compare `model` with a model or a debug state. Returns (lines to print, whether they differ)."""
+    if Path(other).is_file() and llmc.is_debug_state(other):
+        state = llmc.read_debug_state(other, model.config.shape)
+        return compare.report_debug_state(model, state, tolerance)
+    is_run = bool(checkpoint.list_checkpoints(other))
+    in_transformers = other in hugging_face.PRETRAINED or (Path(other).is_dir() and not is_run)
+    theirs = compare.load_in_transformers(other) if in_transformers else GPT.from_pretrained(other)
+    idx = random_ids(model.config.vocab_size, 1, model.config.block_size)  # one row that uses every position
+    lines, differ = compare.report_models(model, theirs, idx, tolerance)
+    return [f"compared with {other}, run by {'transformers' if in_transformers else 'the same code'}", *lines], differ
 
 
 if __name__ == "__main__":

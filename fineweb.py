@@ -7,39 +7,35 @@ Interrupted at any moment, the same command continues after the last finished sh
 each worker (`--worker I --num_workers N`) tokenizes one contiguous part of the same sequence of documents.
 """
 
-import concurrent.futures
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import functools
 import math
-import os
 import shutil
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import Range, configure
+from system.background import in_background
 from system.errors import UserError, command
+from system.lock import folder_lock
 from text import hub
-from text.documents import cut_file, find_files, fingerprint, is_jsonl, is_parquet, open_parquet
-from text.encoding import get_tokenizer_once, tokenize_texts
-from text.retry import Retry, endpoint, show_library_retries
-from text.shard_writer import (
-    SHARD_TOKENS,
-    Item,
-    finish,
-    format_bytes,
-    open_progress,
-    print_summary,
-    write_shards,
-)
-from text.worker_pool import cpu_count
-from tokens.shards import read_meta
+from text.documents import cut_file, describe_files, find_files, fingerprint, is_jsonl, is_parquet
+from text.encoding import estimate_tokens
+from text.progress import LARGEST_SHARD, SHARD_TOKENS, open_progress, read_finished
+from text.retry import Retry, endpoint
+from text.shard_writer import Item, finish, format_bytes, print_summary, write_shards
+from text.worker_pool import MOST_PROCESSES, cpu_count, map_in_order
+from tokens.inspection import format_count
 from tokens.tokenizer import TokenizerName
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}
 SHARD_NAMES = {"edu": "edufineweb", "classic": "fineweb"}
 FOLDERS = {"edu": "edu_fineweb", "classic": "fineweb"}
 FEWEST_SHARDS = 20
+MOST_WORKERS = 99_999  # names of progress files have five digits
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ class Settings:
     """edu (educational pages) or classic (all of FineWeb)"""
     subset: str = "sample-10BT"
     """sample-10BT, sample-100BT, sample-350BT, or one crawl: CC-MAIN-2024-10, ..."""
-    fraction: float = 1.0
+    fraction: Annotated[float, Range(0, 1, excluded=0)] = 1.0
     """use only this first fraction of the documents, in file order, and download no more"""
-    shard_tokens: int | None = None
+    shard_tokens: Annotated[int | None, Range(1, LARGEST_SHARD)] = None
     """tokens per shard; default: 100,000,000, or a twentieth of all tokens if that is less"""
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
@@ -64,24 +60,18 @@ class Settings:
     """read this file, folder or pattern of .parquet or .jsonl with a text column, instead of the hub"""
     streaming: bool = False
     """tokenize while downloading, and keep no copy of the text on disk"""
-    num_proc: int = cpu_count()
+    num_proc: Annotated[int, Range(1, MOST_PROCESSES)] = cpu_count()
     """worker processes"""
     worker: int = 0
     """on a cluster: the number of this worker, 0 ... num_workers - 1"""
-    num_workers: int = 1
+    num_workers: Annotated[int, Range(1, MOST_WORKERS)] = 1
     """on a cluster: how many workers share the work, all with the same --out"""
-    patience: float = 600.0
+    patience: Annotated[float, Range(0)] = 600.0
     """seconds to retry when the network fails, before giving up"""
     overwrite: bool = False
     """replace the shards that --out already holds"""
 
     def check(self):
-        if not 0 < self.fraction <= 1:
-            raise UserError(f"--fraction {self.fraction}: expected a part of the documents, such as 0.001; 1 is all")
-        if self.num_proc < 1:
-            raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
-        if self.shard_tokens is not None and self.shard_tokens < 1:
-            raise UserError(f"--shard_tokens {self.shard_tokens}: expected 1 or more")
         if not 0 <= self.worker < self.num_workers:
             raise UserError(f"--worker {self.worker}: expected 0 ... {self.num_workers - 1} (--num_workers less one)")
         if self.overwrite and self.num_workers > 1:
@@ -94,14 +84,25 @@ def main(argv=None):
     out = default_folder(settings) if settings.out is None else settings.out
     paths = source_files(settings.source)
     request = make_request(settings, paths)
+    meta = None if settings.overwrite else read_finished(out, request)
+    if meta is not None:
+        print(f"{out} already holds just this, finished")
+    else:
+        with folder_lock(lock_folder(out, settings)):
+            meta = fill(out, request, paths, settings)
+    if meta is not None:
+        print(f"{out}: ", end="")
+        print_summary(meta, out)
+
+
+def fill(out, request, paths, settings):
+    """Tokenize this worker's part into `out`; returns `meta.json`, or None while other workers have not finished."""
     progress = open_progress(out, request, settings.overwrite, settings.worker, settings.num_workers)
     if progress is None:
-        print(f"{out} already holds just this, finished")
-        print_summary(read_meta(out), out)
-        return
+        return read_finished(out, request)  # another process has just finished it
     retry = Retry(settings.patience, "--fraction 0.001")
     if progress.plan:
-        print(f"{out}: continuing after {len(progress.shards)} finished shards", flush=True)
+        print(f"{out}: continuing after {format_count(len(progress.shards), 'finished shard')}", flush=True)
         corpus = Corpus(progress.plan["files"], settings, retry)
     else:
         corpus = Corpus(list_files(settings, paths, retry), settings, retry)
@@ -112,11 +113,16 @@ def main(argv=None):
         items = corpus.stream_items(progress.position)
         meta = write_shards(progress, items, settings.num_proc, SHARD_NAMES[settings.version], retry.wait)
     if meta is None:
-        done = f"worker {settings.worker} has finished its part, {len(progress.shards)} shards"
+        done = f"worker {settings.worker} has finished its part, {format_count(len(progress.shards), 'shard')}"
         print(f"{out}: {done}; the last worker to finish writes meta.json")
-    else:
-        print(f"{out}: ", end="")
-        print_summary(meta, out)
+    return meta
+
+
+def lock_folder(out, settings):
+    """The folder that this process locks: `out`, or one for each worker of a cluster, which share `out`."""
+    if settings.num_workers == 1:
+        return Path(out)
+    return Path(out, f".worker_{settings.worker}_of_{settings.num_workers}")
 
 
 def default_folder(settings):
@@ -150,11 +156,12 @@ def list_files(settings, paths, retry):
     if paths is None:
         action = "looking in the cache" if hub.is_offline() else f"asking {endpoint()}"
         print(f"{action} for the files of {REPOS[settings.version]} {settings.subset}", flush=True)
-        show_library_retries()
+        hub.make_single_attempts()
         return retry.call(hub.list_data_files, REPOS[settings.version], settings.subset)
+    files = describe_files(paths)
     if all(map(is_parquet, paths)):
-        return [(path, open_parquet(path).metadata.num_rows) for path in paths]
-    return [(path, os.path.getsize(path)) for path in paths]
+        return [(file.path, sum(rows for rows, _ in file.groups)) for file in files]
+    return [(file.path, file.size) for file in files]
 
 
 def plan_shards(progress, corpus, asked):
@@ -162,7 +169,7 @@ def plan_shards(progress, corpus, asked):
     progress.plan = {"files": corpus.files}
     expected = corpus.expected_tokens()
     progress.shard_tokens = choose_shard_tokens(asked, expected)
-    progress.save()
+    progress.save_plan()
     need, free = 2 * expected, shutil.disk_usage(progress.out).free
     print(
         f"{len(corpus.parts)} files, about {expected:,} tokens: {math.ceil(expected / progress.shard_tokens)} shards of"
@@ -189,49 +196,61 @@ class Corpus:
         self.all_parts = cut_sequence(files, 0, settings.fraction)
         edges = [settings.fraction * (settings.worker + i) / settings.num_workers for i in (0, 1)]
         self.parts = cut_sequence(files, *edges)
+        self.described = {}  # path → `TextFile`
         self.futures = {}  # index of a part → future of the path or url to read it from
         self.received = {}  # index of a part → bytes downloaded so far
 
     def expected_tokens(self):
-        """Estimate the tokens of all workers from the first tenth of the texts of the first piece."""
-        url, start, stop, _ = self.all_parts[0]
-        path = hub.locate(url, stream=True)
-        piece, share = self.retry.call(lambda: next(cut_file(path, start, stop)))
-        texts = self.retry.call(piece.texts)
-        sample = texts[: max(1, len(texts) // 10)]
-        tokens = len(tokenize_texts(sample, get_tokenizer_once(self.settings.tokenizer)).ids)
-        work = sum(weight for *_, weight in self.all_parts)
-        return round(tokens * sum(map(len, texts)) / sum(map(len, sample)) / (share * dict(self.files)[url]) * work)
+        """Estimate the tokens of all workers from the first piece that holds text, which a worker process reads."""
+        function, share = functools.partial(estimate_tokens, tokenizer_name=self.settings.tokenizer), 0.0
+        items = self.cut_parts(self.all_parts, lambda index: hub.locate(self.all_parts[index][0], stream=True))
+        workers = 1 if any(is_parquet(path) for path, _ in self.files) else 0
+        for item, tokens in map_in_order(function, items, workers, self.retry.wait):
+            share += item.share
+            if tokens:
+                return max(1, round(tokens / share))
+        source = self.settings.source or f"{REPOS[self.settings.version]} {self.settings.subset}"
+        raise UserError(f"{source} holds no text in its first {self.settings.fraction:g}; give a larger --fraction")
 
     def stream_items(self, position):
-        """Yield items, starting at `position`: [index of the part, number of the piece in it], or None."""
+        """Yield the items of this worker, starting at `position`: [index of the part, number of the piece in it]."""
+        return self.cut_parts(self.parts, self.locate, position)
+
+    def cut_parts(self, parts, locate, position=None):
+        """Yield items; `locate(index)` returns the path or url to read a part from."""
         first_part, first_piece = (0, 0) if position is None else position
-        work = sum(weight for *_, weight in self.parts)
-        for index in range(first_part, len(self.parts)):
-            _, start, stop, weight = self.parts[index]
-            path = self.locate(index)
-            if hub.is_remote(path):
-                self.retry.call(open_parquet, path)
-            for number, (piece, share) in enumerate(cut_file(path, start, stop)):
+        work = sum(weight for *_, weight in parts)
+        for index in range(first_part, len(parts)):
+            _, start, stop, weight = parts[index]
+            file = self.describe(locate(index))
+            for number, (piece, share) in enumerate(cut_file(file, start, stop)):
                 if index > first_part or number >= first_piece:
                     self.retry.reset()  # a piece is only requested after an earlier one has arrived
                     yield Item([index, number], None, share / (stop - start) * weight / work, piece)
+
+    def describe(self, path):
+        """The `TextFile` of a path or url. Local files are described together, by one worker process."""
+        if path not in self.described:
+            local = [name for name, *_ in self.all_parts if not hub.is_remote(name)]
+            paths = local if path in local else [path]
+            files = describe_files(paths, should_retry=self.retry.wait)
+            self.described |= {file.path: file for file in files}
+        return self.described[path]
 
     def locate(self, index):
         """The path or url to read a part from; the next part is downloaded in the background."""
         name = self.parts[index][0].rpartition("/")[2]
         with tqdm(unit="B", unit_scale=True, desc=f"fetching {name}", leave=False, delay=0.5, disable=None) as bar:
-            path = self.retry.call(self.wait_for, index, bar)
+
+            def received():
+                count = self.received.get(index, 0)
+                bar.update(count - bar.n)
+                return count
+
+            path = self.retry.call(lambda: self.fetch(index).result(), received=received)
         if index + 1 < len(self.parts):
             self.fetch(index + 1)
         return path
-
-    def wait_for(self, index, bar):
-        """The result of `fetch`, showing the progress in `bar`."""
-        future = self.fetch(index)
-        while not concurrent.futures.wait([future], timeout=0.2).done:
-            bar.update(self.received.get(index, 0) - bar.n)
-        return future.result()
 
     def fetch(self, index):
         """The future of the path or url of a part. With --streaming, or if only a part is needed, that is the url."""
@@ -240,7 +259,7 @@ class Corpus:
             url, start, stop, _ = self.parts[index]
             stream = self.settings.streaming or (start, stop) != (0.0, 1.0)
             on_bytes = functools.partial(self.received.__setitem__, index)
-            future = self.futures[index] = hub.in_background(hub.locate, url, stream, on_bytes)
+            future = self.futures[index] = in_background(hub.locate, url, stream, on_bytes)
         return future
 
 

@@ -4,20 +4,22 @@ python hellaswag.py --model log/gpt2_124M
 torchrun --standalone --nproc_per_node=8 hellaswag.py --model gpt2-xl
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import json
 import math
 import os
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from configurator import configure
+from configurator import Range, configure
 from formats.read import read
 from inference.hellaswag import prepare
 from inference.multiple_choice import score
 from model import GPT
 from system import runtime
 from system.errors import UserError, command
-from system.files import AtomicFile
+from system.files import AtomicFile, require_writable_file
 from tokens.tokenizer import get_tokenizer
 from tracking import published
 
@@ -30,9 +32,9 @@ class Settings:
     """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"""
     data: str | None = None
     """a .jsonl file with the original's fields; by default the original 10,042 validation examples, downloaded once"""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(1)] = None
     """score only this many examples, from the beginning of the file"""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, Range(1)] = None
     """most tokens per forward pass, by default 2048 on a CPU and 16384 elsewhere"""
     out: str | None = None
     """write one JSON line per example: ind, label, losses, lengths, pred, pred_norm"""
@@ -48,8 +50,7 @@ class Settings:
             return
         if os.path.exists(self.out) and not self.overwrite:
             raise UserError(f"--out {self.out} already exists: pass --overwrite, or another name")
-        if not os.path.isdir(os.path.dirname(os.path.abspath(self.out))):
-            raise UserError(f"--out {self.out}: its folder does not exist")
+        require_writable_file(self.out)
 
 
 @command
@@ -102,6 +103,7 @@ def interval(successes, n, z=1.96):
 def write_scores(path, examples, scores):
     """Write one JSON line per example, in the file's order."""
     by_sum, by_mean = scores.predictions()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with AtomicFile(path) as f:
         for i, example in enumerate(examples):
             line = {

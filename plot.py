@@ -3,6 +3,9 @@
 python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours]
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
+import os
+from pathlib import Path
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +13,7 @@ import tyro
 
 from configurator import configure
 from system.errors import UserError, command
+from system.files import require_writable_file
 from tracking.curves import plot_runs
 from tracking.runlog import path_of, plot_path
 
@@ -29,16 +33,22 @@ class Settings:
         if not self.log_dirs:
             raise UserError("no LOG_DIR given: python plot.py log/quickstart")
         for log_dir in self.log_dirs:
-            if not path_of(log_dir).is_file():
+            if not os.path.isfile(path_of(log_dir)):
                 raise UserError(f"{log_dir} holds no log.txt: expected the folder of a run")
+        require_writable_file(self.path)
+
+    @property
+    def path(self):
+        """Where the plot goes."""
+        return plot_path(self.log_dirs[0]) if self.out is None else self.out
 
 
 @command
 def main(argv=None):
     settings = configure(Settings, argv, positional="log_dirs")
-    out = settings.out or str(plot_path(settings.log_dirs[0]))
-    plot_runs(settings.log_dirs, out, settings.x)
-    print(f"wrote {out}")
+    Path(settings.path).parent.mkdir(parents=True, exist_ok=True)
+    plot_runs(settings.log_dirs, settings.path, settings.x)
+    print(f"wrote {settings.path}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ them, and text/sources.py defines them. Each plain text file, line or row is a d
 split of its own, the last tenth (`--val`) of its characters becomes one.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import functools
 import os
 from dataclasses import dataclass
@@ -17,16 +18,17 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from configurator import configure
+from configurator import Range, configure
 from system.errors import UserError, command
-from text.documents import LoadedTexts, cut_file, fingerprint
+from system.lock import folder_lock
+from text.documents import FIELD, HalfPiece, cut_file, describe_files, fingerprint, is_parquet
 from text.encoding import count_characters, get_tokenizer_once
+from text.progress import open_progress, read_finished
 from text.retry import Retry
-from text.shard_writer import Item, open_progress, print_summary, write_shards
+from text.shard_writer import Item, print_summary, write_shards
 from text.sources import EXPECTED, HELP, FetchOptions, get_source, short_name
-from text.worker_pool import cpu_count, map_in_order
+from text.worker_pool import MOST_PROCESSES, cpu_count, map_in_order
 from tokens.inspection import inspect
-from tokens.shards import read_meta
 from tokens.tokenizer import TokenizerName
 
 SINGLE_PROCESS_BYTES = 32 << 20  # one process tokenizes less text than this sooner than workers start
@@ -41,15 +43,17 @@ class Settings:
     """gpt2 (its vocabulary is downloaded once) or byte (nothing to download)"""
     out: str | None = None
     """folder for the shards; default: data/NAME after the source (data/NAME_byte for bytes)"""
-    val: float = 0.1
+    val: Annotated[float, Range(0, 0.99, excluded=0)] = 0.1
     """fraction of each source's characters, at its end, that is validation"""
+    text_field: str = FIELD
+    """field of .jsonl files, and column of .parquet files, that holds the text"""
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
-    num_proc: int = cpu_count()
+    num_proc: Annotated[int, Range(1, MOST_PROCESSES)] = cpu_count()
     """worker processes, if there is enough text for more than one"""
     mirror: str | None = None
     """a URL to download shakespeare from first (HF_ENDPOINT sets a mirror for tinystories)"""
-    patience: float = 600.0
+    patience: Annotated[float, Range(0)] = 600.0
     """seconds to retry when the network fails, before giving up"""
     overwrite: bool = False
     """replace the shards that --out already holds"""
@@ -61,11 +65,9 @@ class Settings:
             raise UserError(f"prepare.py needs a source: {EXPECTED}")
         if self.sources and self.inspect:
             raise UserError("--inspect DIR writes nothing: leave out the sources")
-        if not 0 < self.val < 1:
-            raise UserError(f"--val {self.val}: expected a fraction of the text, between 0 and 1, such as 0.1")
-        if self.num_proc < 1:
-            raise UserError(f"--num_proc {self.num_proc}: expected 1 or more")
         for name in self.sources:
+            if self.sources.count(name) > 1:
+                raise UserError(f"{name} is given twice: name each source once")
             if self.tokenizer in get_source(name).write and len(self.sources) > 1:
                 raise UserError(f"{name} with the {self.tokenizer} tokenizer has its own shards; prepare it alone")
 
@@ -80,27 +82,43 @@ def main(argv=None):
     suffix = "" if settings.tokenizer == "gpt2" else f"_{settings.tokenizer}"
     out = Path("data", name + suffix) if settings.out is None else Path(settings.out)
     options = FetchOptions(out, settings.mirror, Retry(settings.patience, "another source, such as stdlib"))
-    progress = open_progress(out, make_request(settings, options), settings.overwrite)
-    if progress is None:
-        meta = read_meta(out)
-        print(f"{out} already holds just this, finished")
+    request = make_request(settings, options)
+    meta = None if settings.overwrite else read_finished(out, request)
+    if meta is None:
+        with folder_lock(out):
+            progress = open_progress(out, request, settings.overwrite)
+            meta = write_sources(progress, settings, options, name) if progress else read_finished(out, request)
     else:
-        meta = write_sources(progress, settings, options, name)
+        print(f"{out} already holds just this, finished")
     print(f"{out}: ", end="")
     print_summary(meta, out)
 
 
 def make_request(settings, options):
     """The settings that determine the shards. Downloaded files are not listed: a finished folder needs no network."""
-    found = [get_source(name) for name in settings.sources]
-    local = [path for source in found if source.local for path in source.find(options)["all"]]
-    return {
+    sources = {name: get_source(name) for name in settings.sources}
+    local = {name: source.find(options)["all"] for name, source in sources.items() if source.local}
+    check_no_file_twice(local)
+    request = {
         "source": " ".join(settings.sources),
         "tokenizer": settings.tokenizer,
         "format": settings.format,
         "val": settings.val,
-        "files": fingerprint(local),
+        "files": fingerprint([path for paths in local.values() for path in paths]),
     }
+    if settings.text_field != FIELD:
+        request["text_field"] = settings.text_field
+    return request
+
+
+def check_no_file_twice(files):
+    """Raise `UserError` if two sources hold the same file. `files`: source → paths."""
+    owners = {}
+    for source, paths in files.items():
+        for path in paths:
+            owner = owners.setdefault(os.path.realpath(path), source)
+            if owner != source:
+                raise UserError(f"{path} is in two sources, {owner} and {source}: its text would be taken twice")
 
 
 def write_sources(progress, settings, options, name):
@@ -111,22 +129,33 @@ def write_sources(progress, settings, options, name):
     write = get_source(settings.sources[0]).write.get(settings.tokenizer)
     if write is not None:
         return write(progress, paths)
-    workers = settings.num_proc if sum(map(os.path.getsize, paths)) > SINGLE_PROCESS_BYTES else 0
-    parts = [split_source(source, splits, settings.val, workers) for source, splits in found.items()]
+    workers = choose_workers(paths, settings.num_proc)
+    parts = [split_source(source, splits, settings, workers) for source, splits in found.items()]
     return write_shards(progress, stream_items(parts, progress.position), workers, name)
+
+
+def choose_workers(paths, num_proc):
+    """The number of worker processes; 0: tokenize in this process, which never reads .parquet files itself."""
+    if sum(map(os.path.getsize, paths)) > SINGLE_PROCESS_BYTES:
+        return num_proc
+    return 1 if any(map(is_parquet, paths)) else 0
 
 
 # ---- the validation split ----
 
 
-def split_source(source, files, val, workers):
+def split_source(source, splits, settings, workers):
     """Split → function that yields its (piece, fraction of the source).
 
-    `files`: paths by split, or {"all": paths}, whose characters are counted to cut off the last `val` of them.
+    `splits`: paths by split, or {"all": paths}, whose characters are counted to cut off the last `val` of them.
     """
-    total = sum(os.path.getsize(path) for paths in files.values() for path in paths)
+    files = {
+        split: describe_files([path for path in paths if not is_package_mark(path)], settings.text_field)
+        for split, paths in splits.items()
+    }
+    total = sum(file.size for found in files.values() for file in found)
     if "all" not in files:
-        return {split: functools.partial(cut_files, paths, total) for split, paths in files.items()}
+        return {split: functools.partial(cut_files, found, total) for split, found in files.items()}
     pieces = functools.partial(cut_files, files["all"], total)
     items = (Item([], None, share, piece) for piece, share in pieces())
     counts = []
@@ -134,18 +163,20 @@ def split_source(source, files, val, workers):
         for _, characters in map_in_order(count_characters, items, workers):
             counts.append(characters)
             bar.update(characters)
-    cut = int(sum(counts) * (1 - val))
+    cut = int(sum(counts) * (1 - settings.val))
     return {split: functools.partial(split_pieces, split, pieces, counts, cut) for split in ("val", "train")}
 
 
-def cut_files(paths, total):
-    """Yield (piece, fraction of the source) of files; `total` is the bytes of the whole source."""
-    for path in paths:
-        size = os.path.getsize(path)
-        if size == 0 and os.path.basename(path) == "__init__.py":
-            continue  # marks a package and is usually empty; any other empty file is an error
-        for piece, share in cut_file(path):
-            yield piece, share * size / total
+def is_package_mark(path):
+    """Whether a file is an empty `__init__.py`, which marks a package; any other empty file is an error."""
+    return os.path.basename(path) == "__init__.py" and os.path.getsize(path) == 0
+
+
+def cut_files(files, total):
+    """Yield (piece, fraction of the source) of `TextFile`s; `total` is the bytes of the whole source."""
+    for file in files:
+        for piece, share in cut_file(file):
+            yield piece, share * file.size / total
 
 
 def split_pieces(split, pieces, counts, cut):
@@ -157,22 +188,9 @@ def split_pieces(split, pieces, counts, cut):
     for (piece, share), characters in zip(pieces(), counts, strict=True):
         start, stop = stop, stop + characters
         if start <= cut < stop:
-            head, tail = cut_texts(piece.texts(), cut - start)
-            yield LoadedTexts(head, piece.continues) if split == "train" else LoadedTexts(tail), share
+            yield HalfPiece(piece, cut - start, after=split == "val"), share
         elif (start >= cut) == (split == "val"):
             yield piece, share
-
-
-def cut_texts(texts, cut):
-    """The texts before and after character `cut` of all texts joined; a text that spans it appears in both."""
-    head, tail = [], []
-    for text in texts:
-        if cut > 0:
-            head.append(text[:cut])
-        if cut < len(text):
-            tail.append(text[cut:])
-        cut = max(cut - len(text), 0)
-    return head, tail
 
 
 def stream_items(parts, position):

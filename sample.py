@@ -5,16 +5,17 @@ python sample.py --model gpt2 < prompt.txt
 python sample.py --interactive
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import os
 import stat
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from configurator import configure
+from configurator import Range, configure
 from formats.checkpoint import describe_age, newest_checkpoint
 from formats.read import read
 from inference.eval_model import for_inference
@@ -40,19 +41,19 @@ class Settings:
     """a file whose text is the prompt"""
     interactive: bool = False
     """read prompts from the keyboard and continue each; an empty line or Ctrl-D ends"""
-    num_samples: int | None = None
+    num_samples: Annotated[int | None, Range(1, 10**4)] = None
     """number of continuations, generated as one batch; by default 4, interactively 1"""
-    max_new_tokens: int = 100
+    max_new_tokens: Annotated[int, Range(1, 10**6)] = 100
     """longest continuation, in tokens; end-of-text ends it earlier"""
     style: Literal["focused", "creative", "wild"] = "creative"
     """preset of the three settings below: clear and on the subject; like a blog or a story; any token possible"""
-    temperature: float | None = None
+    temperature: Annotated[float | None, Range(0, 10**4)] = None
     """divides the logits: below 1 is safer, above 1 bolder, 0 always takes the most probable; by default the style's"""
-    top_k: int | None = None
+    top_k: Annotated[int | None, Range(0)] = None
     """keep only this many of the most probable tokens, 0 for all; by default the style's"""
-    top_p: float | None = None
+    top_p: Annotated[float | None, Range(0, 1)] = None
     """keep only the most probable tokens that together reach this probability; by default the style's"""
-    seed: int = 1337
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
     """the same seed gives the same text"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to run"""
@@ -66,11 +67,7 @@ class Settings:
             raise UserError("--cuda_graph: this machine (or this build of torch) has no CUDA")
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("--prompt and --prompt_file: expected one of the two")
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max_new_tokens {self.max_new_tokens}: expected at least 1")
-        if self.num_samples is not None and self.num_samples < 1:
-            raise UserError(f"--num_samples {self.num_samples}: expected at least 1")
-        self.sampling()  # checks its ranges
+        self.sampling()  # checks its values
 
     def sampling(self):
         """The style's `Sampling`, with the values that were given as flags."""
@@ -82,6 +79,8 @@ class Settings:
 @command
 def main(argv=None):
     settings = configure(Settings, argv)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # see `check_utf8`
     prompt = read_prompt(settings)
     rt = runtime.start(settings.device, settings.dtype, settings.seed)
     model_file = read(find_newest() if settings.model is None else settings.model)
@@ -107,16 +106,26 @@ def find_newest():
 def read_prompt(settings):
     """The prompt from a flag, a file, or redirected standard input; None if there is none."""
     if settings.prompt is not None or settings.interactive:
-        return settings.prompt
+        return settings.prompt and check_utf8(settings.prompt, "--prompt")
     if settings.prompt_file is not None:
         try:
-            return Path(settings.prompt_file).read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompt_file {settings.prompt_file}: {error}") from error
+            text = Path(settings.prompt_file).read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UserError(f"--prompt_file {settings.prompt_file}: {error.strerror}") from error
+        return check_utf8(text, settings.prompt_file).rstrip("\n")
     if stdin_is_redirected():
         print("reading the prompt from standard input", file=sys.stderr, flush=True)
-        return sys.stdin.read().rstrip("\n")
+        return check_utf8(sys.stdin.read(), "standard input").rstrip("\n")
     return None
+
+
+def check_utf8(text, source):
+    """Return `text`. Raises `UserError` if it holds bytes that were not UTF-8, which Python keeps as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: character {error.start} is not UTF-8; convert the text, as by iconv") from error
+    return text
 
 
 def stdin_is_redirected():
@@ -134,7 +143,7 @@ def interact(gpt, tokenizer, settings):
     turn = 0
     while True:
         try:
-            prompt = input("prompt> ")
+            prompt = check_utf8(input("prompt> "), "the prompt")
         except EOFError:  # Ctrl-D
             print()
             return

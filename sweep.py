@@ -7,25 +7,31 @@ gets a folder in --log_dir, which is by default the log_dir of the config with _
 resumes an interrupted sweep and skips the runs that are done.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from configurator import configure, split_arguments
+from configurator import Range, configure, split_arguments
 from formats import checkpoint
+from model import GPTConfig
 from system.errors import UserError, command
+from system.lock import folder_lock
 from system.signals import StopRequest
 from tracking import runlog
 from tracking.curves import plot_runs, smooth
 from training.config import TrainConfig
 
 TRAIN = Path(__file__).with_name("train_gpt2.py")
+LONGEST_NAME = 255  # bytes in the name of a file, on every common file system
 FREE_TEXT = ("sample_prompt",)  # settings in which a comma does not separate values
 MAY_CHANGE = ("resume", "overwrite", "log_dir", "data_dir", "nproc_per_node")  # settings that may differ on resume
 COLUMNS = {"steps": "{:,}", "val": "{:.4f}", "train": "{:.4f}", "hella": "{:.4f}", "tok/s": "{:,.0f}"}
@@ -35,7 +41,7 @@ COLUMNS = {"steps": "{:,}", "val": "{:.4f}", "train": "{:.4f}", "hella": "{:.4f}
 class Settings(TrainConfig):
     """Train a grid of models: a flag with several values, separated by commas, is an axis."""
 
-    nproc_per_node: int = 1
+    nproc_per_node: Annotated[int, Range(1, 10**4)] = 1
     """devices per run; more than one starts it by torchrun"""
 
 
@@ -52,7 +58,8 @@ class Point:
         return Path(self.settings.log_dir)
 
     def is_done(self):
-        return checkpoint.path_of(self.log_dir, self.settings.max_steps).exists()
+        """Whether the run's last checkpoint is there and undamaged."""
+        return checkpoint.is_good(checkpoint.path_of(self.log_dir, self.settings.max_steps))
 
     def has_log(self):
         return runlog.path_of(self.log_dir).exists()
@@ -66,6 +73,12 @@ def main(argv=None):
     folder, points = make_grid(argv)
     for point in points:
         check_same_settings(point)
+    with folder_lock(folder):
+        run_sweep(folder, points)
+
+
+def run_sweep(folder, points):
+    """Run the points that are not done, then print the table and draw the plot."""
     exit_codes = {}  # {log_dir: exit code} of the runs started now
     with StopRequest() as stop:
         for number, point in enumerate(points, 1):
@@ -78,7 +91,7 @@ def main(argv=None):
                 break
     print()
     print_table(points, exit_codes)
-    log_dirs = [point.log_dir for point in points if point.has_log()]
+    log_dirs = [point.log_dir for point in points if summarize(point)]
     if log_dirs:
         plot_runs(log_dirs, folder / "plot.png")
         print(f"wrote {folder / 'plot.png'}")
@@ -110,12 +123,24 @@ def make_grid(argv):
         name = ",".join(f"{key}={text}" for key, text in values.items()).replace("/", "_") if values else "only"
         flags = fixed | values | {"log_dir": str(folder / name)}
         settings = configure(Settings, [*config_files, *as_flags(flags)])
-        settings.check_batch(settings.nproc_per_node)
+        check_point(settings)
         flags.pop("nproc_per_node", None)
         points.append(Point(values, settings, [*config_files, *as_flags(flags)]))
     if len({point.log_dir for point in points}) < len(points):
         raise UserError("two runs of the grid are the same: give each value of a list once")
     return folder, points
+
+
+def check_point(settings):
+    """Raise `UserError` for a point that could not start: its batch, its shape or the name of its folder."""
+    settings.check_batch(settings.nproc_per_node)
+    if settings.init_from == "scratch":
+        GPTConfig(n_layer=settings.n_layer, n_head=settings.n_head, n_embd=settings.n_embd, dropout=settings.dropout)
+    name = Path(settings.log_dir).name
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(
+            f"{name[:60]}…: the name of this run's folder has more than {LONGEST_NAME} bytes: vary fewer settings"
+        )
 
 
 def as_flags(settings):
@@ -173,6 +198,7 @@ def summarize(point):
     if "train" in log:
         summary["train"] = smooth(log["train"].values)[-1]
         summary["steps"] = int(log["train"].steps[-1]) + 1
+    if "tok_per_sec" in log:
         summary["tok/s"] = np.median(log["tok_per_sec"].values)
     return summary
 

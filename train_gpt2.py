@@ -3,23 +3,24 @@
     python train_gpt2.py [config/FILE.py ...] [--key value ...]
     torchrun --standalone --nproc_per_node=8 train_gpt2.py [config/FILE.py ...] [--key value ...]
 
-`main` reads the settings and sets the run up; `train` is the loop: evaluate, save, then micro-steps, clip, step, log.
-What the loop calls is in `training/`.
+`main` reads the settings and sets the run up; `train` is the loop: validate, save, evaluate, then micro-steps, clip,
+step, log. What the loop calls is in `training/`.
 """
 
+import system.interrupt  # noqa: F401, I001 (first, see there)
 import torch
 
 from configurator import configure
 from system import runtime
 from system.errors import command
 from system.signals import StopRequest
-from training.banner import print_outcome
 from training.config import TrainConfig, recorded_settings
 from training.dry_run import print_plan
-from training.evaluation import evaluate
+from training.evaluation import evaluate, validate
 from training.failures import explain_failures
 from training.parallel import clip_gradients, synchronize_gradients
-from training.saving import save
+from training.run_folder import own_folder
+from training.saving import finish, save
 from training.schedule import due, learning_rate
 from training.setup import set_up
 
@@ -31,7 +32,7 @@ def main(argv=None):
         print_plan(cfg)
         return
     rt = runtime.start(cfg.device, cfg.dtype, cfg.seed, cfg.dist_timeout, cfg.deterministic)
-    with explain_failures(cfg, rt), StopRequest(rt.print) as stop_request:
+    with explain_failures(cfg, rt), own_folder(cfg.log_dir, rt), StopRequest(rt.print) as stop_request:
         train(set_up(cfg, rt, stop_request))
     rt.close()
 
@@ -46,9 +47,11 @@ def train(run):
 
         # Between updates: this does not affect training and is not included in the step time.
         if not stopping:
-            stopping = evaluate(run, last)  # a stop request interrupts a validation
+            stopping = validate(run, last)  # a stop request interrupts a validation
         if last or (state.step > run.start_step and (stopping or due(state.step, cfg.checkpoint_interval))):
             save(run)
+        if not stopping:
+            evaluate(run, last)
         if last or stopping:
             break
         run.profiler.start(state.step)
@@ -89,7 +92,7 @@ def train(run):
             run.progress.restart()
         state.step += 1
 
-    print_outcome(run, stopping)
+    finish(run, stopping)
 
 
 if __name__ == "__main__":

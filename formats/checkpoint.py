@@ -11,13 +11,13 @@ import os
 import re
 import struct
 import time
-import zipfile
 from pathlib import Path
 
 import torch
 
-from formats.model_file import ModelFile, checked_shape, without_padding
+from formats.model_file import ModelFile, check_shape_fits, checked_shape, without_padding
 from formats.torch_file import safe_load
+from system.boundary import require_fields, require_regular_file
 from system.errors import UserError
 from system.files import AtomicFile
 from system.words import duration
@@ -25,17 +25,17 @@ from system.words import duration
 FORMAT_VERSION = 1
 NAME = re.compile(r"model_(\d+)\.pt")
 DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
+END_START, END_BYTES = b"PK\5\6", 22  # the last record of a zip archive; its last two bytes are the comment's length
 
 
 def matches(path, start):
     """Whether `path` is a folder with checkpoints, or a zip archive that ends with a checksum."""
     if os.path.isdir(path):
         return bool(list_checkpoints(path))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return len(archive.comment) == DIGEST_LENGTH
-    except zipfile.BadZipFile:
-        return False
+    with open(path, "rb") as f:
+        f.seek(max(0, os.path.getsize(path) - DIGEST_LENGTH - END_BYTES))
+        end = f.read(END_BYTES)
+    return end.startswith(END_START) and end.endswith(struct.pack("<H", DIGEST_LENGTH))
 
 
 def read(path):
@@ -48,7 +48,9 @@ def read(path):
         path = str(checkpoints[max(checkpoints)])
     try:
         state = check_format(safe_load(path, mmap=True), path)
+        require_fields(state, path, model=dict, model_config=dict, tokenizer=(str, type(None)), step=int)
         shape = checked_shape(state["model_config"], path)
+        check_shape_fits(shape, os.path.getsize(path), path)
     except Exception:  # not verified yet, so a damaged file can fail in any way; the checksum gives the reason
         verify(path)
         raise
@@ -80,10 +82,10 @@ def disk_errors():
     try:
         yield
     except RuntimeError as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, (OSError, KeyboardInterrupt)):
-            raise cause from None
-        raise
+        cause = error
+        while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
+            cause = cause.__cause__ or cause.__context__  # one `RuntimeError` for each level of the writer
+        raise cause or error from None
 
 
 def load(path, mmap=False):
@@ -105,6 +107,7 @@ def check_format(state, path):
 
 def verify(path):
     """Raise `UserError` unless `path` ends with the checksum of its content."""
+    require_regular_file(path, "a checkpoint")
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as f:
@@ -132,14 +135,35 @@ def digest_without_comment(f, size):
     return digest.hexdigest() if length == struct.pack("<H", DIGEST_LENGTH) else "no checksum"
 
 
-def prune(log_dir, keep_last, best_step):
-    """Delete all checkpoints but the newest `keep_last` and the best. With `keep_last` 0, delete none."""
+def prune(log_dir, keep_last, best_step, good_steps):
+    """Delete all checkpoints but the newest `keep_last` and the best. With `keep_last` 0, delete none.
+
+    `good_steps`, a set, holds the steps whose checkpoints the caller has written or verified; the newest of them was
+    just written. Others are verified before they count. Later checkpoints than that one are left: a run only goes back
+    behind them if they are damaged, and will overwrite them.
+    """
     if keep_last == 0:
         return
-    found = list_checkpoints(log_dir)
-    for step in list(found)[:-keep_last]:
-        if step != best_step:
-            found[step].unlink(missing_ok=True)
+    kept = 0
+    for step, path in reversed(list_checkpoints(log_dir).items()):
+        if step > max(good_steps):
+            continue
+        if kept == keep_last:
+            if step != best_step:
+                with contextlib.suppress(OSError):  # what can't be deleted stays
+                    path.unlink()
+        elif step in good_steps or is_good(path):
+            good_steps.add(step)
+            kept += 1
+
+
+def is_good(path):
+    """Whether `path` is an undamaged checkpoint."""
+    try:
+        verify(path)
+    except UserError:
+        return False
+    return True
 
 
 def newest_good(log_dir, warn):
@@ -165,11 +189,14 @@ def path_of(log_dir, step):
 
 
 def list_checkpoints(log_dir):
-    """The checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder."""
+    """The checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder.
+
+    Only files count, or links to files: a folder or a pipe of such a name is no checkpoint.
+    """
     if not os.path.isdir(log_dir):
         return {}
     found = ((NAME.fullmatch(path.name), path) for path in Path(log_dir).iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_file()))
 
 
 def newest_checkpoint(folder="log"):

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import safetensors.torch
 
-from formats.model_file import SHAPE_FIELDS, ModelFile, checked_shape, is_tensor_dict, with_gpt2_names
+from formats.model_file import (
+    SHAPE_FIELDS,
+    ModelFile,
+    check_shape_fits,
+    checked_shape,
+    is_tensor_dict,
+    with_gpt2_names,
+)
 from formats.torch_file import safe_load
+from system.boundary import foreign, library_write, read_json, require_fields, require_regular_file, show
 from system.errors import UserError
 from system.files import flush_folder
 from tokens.tokenizer import EOT_TEXT, VOCAB_SIZES, end_of_text_id, get_tokenizer, tokenizer_of_vocab
@@ -38,6 +46,7 @@ CONFIG_VALUES = {  # the functions that our model computes; the first value of e
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+FUNCTION = (*CONFIG_NAMES.values(), *CONFIG_VALUES, "n_inner", "tie_word_embeddings", "reorder_and_upcast_attn")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored transposed
 GPT2_VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # also tiktoken's cache key
 GPT2_VOCABULARY = {  # Hugging Face's name of each file, OpenAI's, and its SHA-256
@@ -66,7 +75,7 @@ def read(name):
     else:
         folder = name
     config = read_config(folder, name)
-    shape = checked_shape({ours: config.get(theirs) for ours, theirs in CONFIG_NAMES.items()}, name)
+    shape = shape_of(config, folder, name)
     check_config_values(config, name)
     return ModelFile(shape, tokenizer_of_vocab(shape["vocab_size"]), name, lambda: to_gpt2(read_tensors(folder)))
 
@@ -103,15 +112,38 @@ def download(name):
 
 def read_config(folder, source):
     """The content of config.json, a dict."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{source} is not a model folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}/config.json cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{source}/config.json cannot be read: expected a JSON object")
-    return config
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{source} is not a model folder: it has no config.json")
+    return read_json(path)
+
+
+def shape_of(config, folder, source):
+    """The shape that a config describes. Raises `UserError` if the folder has weights that cannot be of that shape."""
+    shape = checked_shape({ours: config.get(theirs) for ours, theirs in CONFIG_NAMES.items()}, source)
+    inner = 4 * shape["n_embd"]
+    if config.get("n_inner") not in (None, inner):
+        raise UserError(f"{source}: n_inner = {show(config['n_inner'])} in its config, expected 4·n_embd = {inner}")
+    files = weight_files(folder)
+    if files:
+        check_shape_fits(shape, sum(os.path.getsize(path) for path in files), source)
+    return shape
+
+
+def config_for_transformers(folder, source):
+    """The part of a folder's config that decides which function it computes.
+
+    `transformers` builds whatever config.json declares (layers, also under other names, and a label for each class)
+    before it looks at the weights, and unpacks compressed pickles. Raises `UserError` if the folder is no GPT-2.
+    """
+    config = read_config(folder, source)
+    if config.get("model_type") != "gpt2":
+        raise UserError(f"{source} is a {show(config.get('model_type'))}, expected a gpt2")
+    shape_of(config, folder, source)
+    for path in require_weight_files(folder):
+        if path.suffix != ".safetensors":
+            read_pickled_tensors(path)
+    return {name: config[name] for name in FUNCTION if name in config}
 
 
 def check_config_values(config, source):
@@ -119,38 +151,50 @@ def check_config_values(config, source):
     for name, allowed in CONFIG_VALUES.items():
         value = config.get(name, allowed[0])
         if value not in allowed:
-            raise UserError(f"{source} is not a plain GPT-2: {name} = {value!r} in its config, expected {allowed[0]!r}")
-    inner = 4 * config["n_embd"]
-    if config.get("n_inner") not in (None, inner):
-        raise UserError(f"{source}: n_inner = {config['n_inner']} in its config, expected 4·n_embd = {inner}")
+            found = f"{name} = {show(value)}"
+            raise UserError(f"{source} is not a plain GPT-2: {found} in its config, expected {allowed[0]!r}")
 
 
-def read_tensors(folder):
-    """All tensors of a folder under their own names: safetensors if present, else pickles; one file or several."""
-    for name, read_file in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled_tensors)):
+def weight_files(folder):
+    """The files with a folder's tensors: safetensors if present, else pickles; one or several. None: an empty list."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
         path, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
-        if path.exists():
-            return read_file(path)
-        if index.exists():
-            parts = [read_file(Path(folder) / file) for file in read_index(index)]
-            return {name: tensor for part in parts for name, tensor in part.items()}
-    raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+        if path.exists() or index.exists():
+            files = [path] if path.exists() else read_index(index)
+            for file in files:
+                require_regular_file(file, "a file with weights")
+            return files
+    return []
+
+
+def require_weight_files(folder):
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no model.safetensors or pytorch_model.bin")
+    return files
 
 
 def read_index(path):
-    """The names of the files that hold a model in several parts, without folders."""
-    try:
-        files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(os.path.basename(file) for file in files)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
+    """The files that hold a model in several parts; they are in the folder of the index."""
+    index = read_json(path)
+    require_fields(index, path, weight_map=dict)
+    with foreign(path, "an index of weights"):
+        return [
+            path.parent / name for name in sorted({os.path.basename(file) for file in index["weight_map"].values()})
+        ]
+
+
+def read_tensors(folder):
+    """All tensors of a folder under their own names."""
+    tensors = {}
+    for path in require_weight_files(folder):
+        tensors |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickled_tensors(path)
+    return tensors
 
 
 def read_safetensors(path):
-    try:
+    with foreign(path, "a safetensors file"):
         return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file ({error}); copy it again") from error
 
 
 def read_pickled_tensors(path):
@@ -175,12 +219,13 @@ def write(folder, shape, tensors, tokenizer):
     when it is complete. Returns None, or the reason why the tokenizer's files are missing. Raises `OSError`.
     """
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
     temporary.mkdir()
     try:
         tensors = {name: t.T if name.endswith(CONV1D) else t for name, t in tensors.items()}
         tensors = {name: t.contiguous().clone() for name, t in tensors.items()}  # else a slice saves its whole storage
-        safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        with library_write(folder):
+            safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "config.json", make_config(shape, tokenizer))
         write_json(temporary / "generation_config.json", end_of_text_ids(tokenizer))
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
@@ -252,7 +297,8 @@ def write_gpt2_tokenizer(folder, block_size):
         return f"the tokenizer's files: {error}"
     with quiet_transformers() as transformers:
         tokenizer = transformers.GPT2Tokenizer.from_pretrained(folder, model_max_length=block_size)
-        tokenizer.save_pretrained(folder)  # adds tokenizer.json and tokenizer_config.json
+        with library_write(folder):
+            tokenizer.save_pretrained(folder)  # adds tokenizer.json and tokenizer_config.json
     return None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from formats.model_file import BLOCK_SHAPES, SHAPE_FIELDS, WTE, ModelFile, checked_shape, parameter_shapes
+from formats.model_file import BLOCK_SHAPES, SHAPE_FIELDS, WTE, ModelFile, checked_shape, count_values, parameter_shapes
 from system.errors import UserError
 from system.files import AtomicFile
 from tokens.shards import BIN_HEADER, BIN_MAGIC
@@ -151,6 +151,8 @@ def encode_example(path, index, label, context, endings):
     """One example as numbers: start, its length in bytes, index, label, number of endings, then rows with lengths."""
     rows = [value for row in (context, *endings) for value in (len(row), *row)]
     stream = [START_OF_EXAMPLE, 2 * (5 + len(rows)), index, label, len(endings), *rows]
+    if not 0 <= label < len(endings):
+        raise UserError(f"{path}: example {index} has label {label}, expected the number of one of its endings")
     if max(stream[1:]) >= START_OF_EXAMPLE:
         raise UserError(f"{path}: example {index} does not fit the format: at most 65,534 examples, bytes or ids")
     return stream
@@ -193,15 +195,6 @@ def check_size(path, expected):
 
 def padded_vocab_size(vocab_size):
     return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
-def count_values(shape, padded):
-    """How many numbers the tensors have, with `padded` rows in the embedding.
-
-    Computed from integers alone: the header of a damaged file must not cause a large allocation.
-    """
-    C = shape["n_embd"]
-    return (padded + shape["block_size"] + 2) * C + shape["n_layer"] * (12 * C + 13) * C
 
 
 def map_values(path, dtype, count):

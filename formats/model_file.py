@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from system.boundary import check_declared_size, foreign, show
 from system.errors import UserError
 
 SHAPE_FIELDS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 WTE = "transformer.wte.weight"  # the token embedding
 HEAD = "lm_head.weight"  # tied to it
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of a file's tensors
 BLOCK_SHAPES = {  # the parameters of one block; dimensions in units of n_embd
     "ln_1.weight": (1,),
     "ln_1.bias": (1,),
@@ -46,8 +48,9 @@ class ModelFile:
         They are not kept, so that a model built from them is the only copy in memory. Raises `UserError` if the file is
         damaged or the tensors do not match the shape.
         """
-        tensors = without_head(self.load(), self.source)
-        check_tensors(tensors, self.shape, self.source)
+        with foreign(self.source, "a GPT-2"):
+            tensors = without_head(self.load(), self.source)
+            check_tensors(tensors, self.shape, self.source)
         return tensors
 
 
@@ -66,13 +69,30 @@ def parameter_shapes(shape):
     yield "transformer.ln_f.bias", (C,)
 
 
+def count_values(shape, rows):
+    """How many numbers the parameters of a GPT-2 have, with `rows` in the token embedding.
+
+    Computed from integers alone, so that a damaged shape allocates nothing.
+    """
+    C = shape["n_embd"]
+    return (rows + shape["block_size"] + 2) * C + shape["n_layer"] * (12 * C + 13) * C
+
+
 def checked_shape(values, source):
-    """The SHAPE_FIELDS of a dict read from `source`. Raises `UserError` unless each is a positive integer."""
+    """The SHAPE_FIELDS of a dict read from `source`. Raises `UserError` unless each is a positive integer (int32)."""
     for name in SHAPE_FIELDS:
         value = values.get(name)
-        if type(value) is not int or value < 1:
-            raise UserError(f"{source}: {name} = {value!r} in its config, expected a positive integer")
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise UserError(f"{source}: {name} = {show(value)} in its config, expected a positive integer below 2^31")
     return {name: values[name] for name in SHAPE_FIELDS}
+
+
+def check_shape_fits(shape, size, source):
+    """Raise `UserError` if the parameters of a GPT-2 of this shape cannot be in files of `size` bytes in all.
+
+    Counts a byte for each: half precision takes two, but nanoGPT may leave out the biases.
+    """
+    check_declared_size(source, count_values(shape, shape["vocab_size"]), size)
 
 
 def check_tensors(tensors, shape, source):
@@ -87,6 +107,8 @@ def check_tensors(tensors, shape, source):
         found = tuple(tensors[name].shape)
         if found != expected:
             raise UserError(f"{source}: {name} has shape {found}, expected {expected} by its config")
+        if tensors[name].dtype not in DTYPES:
+            raise UserError(f"{source}: {name} is {tensors[name].dtype}, expected one of {', '.join(map(str, DTYPES))}")
         names.add(name)
     unknown = sorted(tensors.keys() - names)
     if unknown:

@@ -11,6 +11,7 @@ To add a format, write a module with `matches(path, start)` and `read(path)` and
 import os
 
 from formats import checkpoint, hugging_face, llmc, torch_file
+from system.boundary import foreign, require_regular_file
 from system.errors import UserError
 
 FORMATS = (checkpoint, hugging_face, llmc, torch_file)  # the first that matches reads the file
@@ -21,26 +22,25 @@ def read(name):
 
     Raises `UserError` if there is no such model, or if it cannot be read or is not a GPT-2.
     """
-    if name in hugging_face.PRETRAINED:
-        return hugging_face.read(name)  # a local folder of that name is ./gpt2
-    start = first_bytes(name)
-    for model_format in FORMATS:
-        if model_format.matches(name, start):
-            return model_format.read(name)
+    with foreign(name, "a model"):
+        if name in hugging_face.PRETRAINED:
+            return hugging_face.read(name)  # a local folder of that name is ./gpt2
+        start = first_bytes(name)
+        for model_format in FORMATS:
+            if model_format.matches(name, start):
+                return model_format.read(name)
     raise UserError(
         f"{name} is not a model: expected a checkpoint, an llm.c model or a folder in Hugging Face's format"
     )
 
 
 def first_bytes(path, count=9):
-    """The first bytes of a file; none for a folder. Raises `UserError` if `path` does not exist or is unreadable."""
+    """The first bytes of a file; none for a folder. Raises `UserError` if `path` does not exist or is a pipe."""
     if os.path.isdir(path):
         return b""
-    try:
-        with open(path, "rb") as f:
-            return f.read(count)
-    except FileNotFoundError as error:
+    if not os.path.exists(path):
         names = ", ".join(hugging_face.PRETRAINED)
-        raise UserError(f"{path}: no such model; expected a file, a folder, or one of {names}") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: no such model; expected a file, a folder, or one of {names}")
+    require_regular_file(path, "a model")
+    with open(path, "rb") as f:
+        return f.read(count)

@@ -12,6 +12,7 @@ from formats import hugging_face
 from formats.llmc import DebugState
 from formats.model_file import HEAD, WTE
 from model import GPT
+from system.boundary import foreign
 from system.errors import UserError
 
 MAX_LISTED = 10  # differing tensors in a report
@@ -20,15 +21,14 @@ MAX_LISTED = 10  # differing tensors in a report
 def load_in_transformers(name):
     """The GPT-2 in a folder, or of a name in `PRETRAINED`, as the `transformers` library builds it. In eval mode."""
     folder = hugging_face.download(name) if name in hugging_face.PRETRAINED else name
-    with hugging_face.quiet_transformers() as transformers:
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager"
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{name} could not be loaded by transformers ({str(error).splitlines()[0]})") from error
-    if model.config.model_type != "gpt2":
-        raise UserError(f"{name} is a {model.config.model_type}, expected a gpt2")
+    config = hugging_face.config_for_transformers(folder, name)
+    with hugging_face.quiet_transformers() as transformers, foreign(name, "a GPT-2 that transformers loads"):
+        model = transformers.GPT2LMHeadModel.from_pretrained(
+            folder,
+            config=transformers.GPT2Config(**config),
+            dtype=torch.float32,
+            attn_implementation="eager",
+        )
     return model.eval()
 
 

@@ -33,7 +33,7 @@ def generate(model, prompts, config, on_token=None):
     `model` is a `GPT`, not a compiled or distributed wrapper; it runs in eval mode, under the caller's autocast.
     `on_token(row, id)` is called for each new id and for the `eot` that ends a row. Row i draws from its own generator,
     seeded by (seed, i), so its ids do not depend on the other rows, and torch's random state does not change. Raises
-    `UserError` if a prompt is empty.
+    `UserError` if a prompt is empty, or if the model's logits are not finite.
     """
     check_prompts(prompts)
     if not prompts:
@@ -50,6 +50,7 @@ def generate(model, prompts, config, on_token=None):
             if ids is None or max(map(len, contexts)) > model.config.block_size:
                 contexts = [crop(context, model.config.block_size) for context in contexts]
                 logits, cache = prefill(model, contexts, config.max_new_tokens - i)
+                check_finite(logits)
                 step = make_step(decode, model, cache)
             else:
                 logits = step(ids)
@@ -72,6 +73,11 @@ def generate(model, prompts, config, on_token=None):
 def check_prompts(prompts):
     if not all(prompts):
         raise UserError("an empty prompt: expected at least one token; begin with the end-of-text id instead")
+
+
+def check_finite(logits):
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite: its weights are damaged or its training has diverged")
 
 
 def crop(context, block_size):

@@ -4,11 +4,11 @@ Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?": 10
 the ending with the lowest summed loss, `acc_norm` the one with the lowest mean loss per token.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.multiple_choice import Example, make_task, score
+from system.boundary import foreign, parse_json, require_regular_file, show
 from system.download import download, has_checksum
 from system.errors import UserError
 
@@ -17,6 +17,7 @@ SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # a
 DEFAULT_PATH = Path("data/hellaswag/hellaswag_val.jsonl")
 ANOTHER_FILE = "name it with --data (hellaswag.py) or --hellaswag_data (train_gpt2.py)"
 ENDINGS = 4
+FILE = "HellaSwag's .jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,9 @@ def read_records(path, limit=None):
 
     Raises `UserError` naming the first malformed line, or if the file is unreadable or empty.
     """
-    try:
+    require_regular_file(path, FILE)
+    with foreign(path, FILE):
         lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected HellaSwag's .jsonl") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {error}; expected HellaSwag's .jsonl") from error
     records = []
     for number, line in enumerate(lines, start=1):
         if len(records) == limit:
@@ -76,12 +74,7 @@ def read_records(path, limit=None):
 
 
 def parse_record(line, where):
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); is the file truncated?") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{where}: expected an object with ind, ctx, endings and label")
+    fields = parse_json(line, where, "is the file truncated?")
     record = Record(*(fields.get(name) for name in ("ind", "label", "ctx", "endings")))
     check_record(record, where)
     return record
@@ -89,14 +82,14 @@ def parse_record(line, where):
 
 def check_record(record, where):
     if type(record.ind) is not int:
-        raise UserError(f"{where}: ind is {record.ind!r}, expected a number")
+        raise UserError(f"{where}: ind is {show(record.ind)}, expected a number")
     if type(record.label) is not int or not 0 <= record.label < ENDINGS:
-        raise UserError(f"{where}: label is {record.label!r}, expected 0, 1, 2 or 3")
+        raise UserError(f"{where}: label is {show(record.label)}, expected 0, 1, 2 or 3")
     if not isinstance(record.ctx, str) or not record.ctx:
-        raise UserError(f"{where}: ctx is {record.ctx!r}, expected a non-empty text")
+        raise UserError(f"{where}: ctx is {show(record.ctx)}, expected a non-empty text")
     endings = record.endings
     if not isinstance(endings, list):
-        raise UserError(f"{where}: endings is {endings!r}, expected a list of {ENDINGS} texts")
+        raise UserError(f"{where}: endings is {show(endings)}, expected a list of {ENDINGS} texts")
     if len(endings) != ENDINGS or not all(isinstance(ending, str) for ending in endings):
         raise UserError(f"{where}: endings has {len(endings)} elements, expected {ENDINGS} texts")
 

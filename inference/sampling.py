@@ -1,10 +1,13 @@
 """Choosing the next token id from logits: temperature, top-k and top-p, with one random generator per row."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from system.errors import UserError
+
+LOWEST_TEMPERATURE = 1e-4  # by less, logits would be divided to infinity; 0 is greedy
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class Sampling:
     top_p: float = 1.0  # of those, keep the fewest whose probability reaches p; 1: all
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"temperature = {self.temperature}: expected 0 (greedy) or more")
+        if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
+            raise UserError(f"temperature = {self.temperature}: expected 0 (greedy), or {LOWEST_TEMPERATURE} and more")
         if self.top_k < 0:
             raise UserError(f"top_k = {self.top_k}: expected 0 (all) or more")
         if not 0 <= self.top_p <= 1:

@@ -1,8 +1,19 @@
 """Write files atomically."""
 
+import contextlib
 import errno
 import os
+import re
+import stat
 from pathlib import Path
+
+from system.boundary import kind_of
+from system.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which never deletes a file that a process writes
+    fcntl = None
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a full disk, quota or file system
 
@@ -14,16 +25,23 @@ class AtomicFile:
             f.write(b"...")
 
     The data goes to a temporary file, which is flushed to disk and renamed to `path`; then the folder is flushed. On an
-    exception the temporary file is deleted, and an earlier file at `path` is unchanged. A process that is killed while
-    writing leaves `.NAME.tmp`, which nothing reads and the next attempt overwrites.
+    exception the temporary file is deleted, and an earlier file at `path` is unchanged. A link stays a link: its target
+    is written. Raises `OSError`, also if `path` is a device or a pipe.
+
+    The temporary file, `.NAME.XXXXXXXX.tmp`, has a name of its own in each process and is locked while it is written. A
+    process that is killed leaves it; nothing reads it, and the next attempt to write `path` deletes it.
     """
 
     def __init__(self, path):
-        self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self.path = Path(os.path.realpath(path))
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.tmp")
 
     def __enter__(self):
-        self.file = open(self.temporary, "w+b")
+        check_replaceable(self.path)
+        delete_leftovers(self.path)
+        self.file = open(self.temporary, "x+b")
+        with contextlib.suppress(OSError):  # some network file systems have no locks; they keep leftovers
+            lock(self.file)
         return self.file
 
     def __exit__(self, kind, value, traceback):
@@ -31,12 +49,73 @@ class AtomicFile:
             if kind is None:
                 self.file.flush()
                 os.fsync(self.file.fileno())
-            self.file.close()
-            if kind is None:
+                self.file.close()
                 os.replace(self.temporary, self.path)
                 flush_folder(self.path.parent)
         finally:
+            with contextlib.suppress(OSError):  # a full disk, already reported by `write` or `flush`
+                self.file.close()
             self.temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path):
+    """Raise `OSError` if `path` exists and is no regular file."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"is {kind_of(mode)}, expected a file or a new name", str(path))
+
+
+def delete_leftovers(path):
+    """Delete the temporary files of `path` that killed processes left: those that are not locked."""
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}}\.)?tmp")  # earlier versions wrote .NAME.tmp
+    for name in os.listdir(path.parent):
+        leftover = path.with_name(name)
+        if temporary.fullmatch(name) and leftover.is_file():
+            with contextlib.suppress(OSError):
+                with open(leftover, "rb") as f:
+                    lock(f)  # raises while another process writes it, or without locks
+                leftover.unlink()
+
+
+def lock(file):
+    """Lock an open file for as long as it is open. Raises `OSError` if another process has locked it."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def require_new_path(path, name="--out"):
+    """Raise `UserError` unless `path` can be created: it is a name that is free, below a folder that can be written.
+
+    Changes nothing, so that a command can call it before a long computation.
+    """
+    if Path(path).name in ("", ".."):
+        raise UserError(f"{name} = {str(path)!r}: expected the path of a file or folder to write")
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already; choose another {name}, or move it away")
+    require_folder(Path(path).parent, path)
+
+
+def require_writable_file(path, name="--out"):
+    """Raise `UserError` unless a file at `path` can be created or replaced. Changes nothing."""
+    if Path(path).name in ("", "..") or os.path.isdir(path):
+        raise UserError(f"{name} = {str(path)!r}: expected the path of a file to write")
+    path = Path(os.path.realpath(path))
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise UserError(f"{path} {error.strerror}") from error
+    require_folder(path.parent, path)
+
+
+def require_folder(folder, path):
+    """Raise `UserError` unless `folder`, where `path` is to be written, can be made and written into."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise UserError(f"{path} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: no permission to write into {folder}")
 
 
 def flush_folder(folder):

@@ -9,13 +9,14 @@ import datetime
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn  # imported before a group exists: its functions would keep that group and its threads alive
 
-from system.errors import UserError
+from system.errors import UserError, describe_disk_error
+from system.terminal import Terminal
 
 
 def dtype_name(dtype):
@@ -34,6 +35,7 @@ class Runtime:
     dtype: torch.dtype  # of matrix multiplications under autocast; weights stay float32
     rank: int = 0
     world_size: int = 1
+    terminal: Terminal = field(default_factory=Terminal, repr=False, compare=False)
 
     @property
     def master(self):
@@ -41,9 +43,9 @@ class Runtime:
         return self.rank == 0
 
     def print(self, *args):
-        """Print on the master only, and flush."""
+        """Print a line on the master only. Never raises and never blocks for long, see `Terminal`."""
         if self.master:
-            print(*args, flush=True)
+            self.terminal.print(*args)
 
     def autocast(self):
         """Return the context for a forward pass: autocast to `dtype`, or nothing for float32."""
@@ -82,7 +84,10 @@ class Runtime:
             dist.barrier()
 
     def from_master(self, decide):
-        """Call `decide()` on rank 0 only; return its (picklable) result, or raise its `UserError`, on every rank."""
+        """Call `decide()` on rank 0 only; return its (picklable) result, or raise its `UserError`, on every rank.
+
+        A full disk or a path that cannot be written is a `UserError` too.
+        """
         if self.world_size == 1:
             return decide()
         result, message = None, None
@@ -91,6 +96,10 @@ class Runtime:
                 result = decide()
             except UserError as error:
                 message = str(error)
+            except OSError as error:
+                message = describe_disk_error(error)
+                if message is None:
+                    raise
         broadcast = [result, message]
         dist.broadcast_object_list(broadcast, src=0, device=self.device)
         result, message = broadcast
@@ -119,9 +128,7 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
     `timeout_s`: seconds that a collective waits for the other ranks. `deterministic`: choose CUDA algorithms that give
     the same bits in every run. `keep_memory`: see `keep_freed_memory`. Raises `UserError` if the device is missing.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank, world_size = read_ranks()
     device = pick_device(device, local_rank)
     dtype = pick_dtype(dtype, device)
     if device.type == "cuda":
@@ -139,6 +146,21 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
         join_process_group(device, datetime.timedelta(seconds=timeout_s))
     torch.manual_seed(seed)
     return Runtime(device, dtype, rank, world_size)
+
+
+def read_ranks():
+    """Return (rank, local rank, world size), which torchrun sets; (0, 0, 1) without it. Raises `UserError`."""
+    names = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # with their defaults
+    texts = {name: os.environ.get(name, str(default)) for name, default in names.items()}
+    for name, text in texts.items():
+        if not text.isdecimal():
+            raise UserError(f"{name} = {text!r} in the environment: expected a number, as torchrun sets it")
+    world_size, rank, local_rank = map(int, texts.values())
+    if not 0 <= rank < world_size:
+        raise UserError(
+            f"RANK = {rank} and WORLD_SIZE = {world_size} in the environment: expected 0 ≤ RANK < WORLD_SIZE"
+        )
+    return rank, local_rank, world_size
 
 
 def join_process_group(device, timeout):

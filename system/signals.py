@@ -6,6 +6,7 @@ checkpoint and exits with code 0. (With any other code torchrun would restart th
 
 import os
 import signal
+import threading
 import time
 
 REPEAT_S = 3.0  # torchrun forwards the Ctrl-C that its workers have already received from the terminal
@@ -14,7 +15,8 @@ REPEAT_S = 3.0  # torchrun forwards the Ctrl-C that its workers have already rec
 class StopRequest:
     """A context that handles signals: `requested` is True once a signal has asked this process to stop.
 
-    A second Ctrl-C raises `KeyboardInterrupt`. Leaving the context restores the previous handlers.
+    A second Ctrl-C raises `KeyboardInterrupt`. A thread prints one line about the first signal: a handler must not,
+    because it may have interrupted a print. Leaving the context restores the previous handlers.
     """
 
     def __init__(self, print=print):
@@ -24,24 +26,39 @@ class StopRequest:
         self.previous = {}  # {signal number: its handler outside the context}
 
     def __enter__(self):
+        reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)  # Python requires it
+        self.thread = threading.Thread(target=self.announce, args=(reader,), daemon=True)
+        self.thread.start()
         names = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
         for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
             self.previous[number] = signal.signal(number, self.handle)
+        self.previous_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, kind, value, traceback):
+        signal.set_wakeup_fd(self.previous_writer)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        os.close(self.writer)
+        self.thread.join()
 
     def handle(self, number, frame):
         if number == signal.SIGINT:
             if self.last_interrupt is not None and not self.is_forwarded():
                 raise KeyboardInterrupt
             self.last_interrupt = time.monotonic()
-        if not self.requested:
-            hint = "; a second Ctrl-C stops at once" if number == signal.SIGINT else ""
-            self.print(f"{signal.Signals(number).name}: finishing this step, then saving{hint}")
         self.requested = True
+
+    def announce(self, reader):
+        """Print a line about the first signal. Python writes the number of each to the pipe that `reader` reads."""
+        announced = False
+        with open(reader, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):  # until the other end is closed
+                if number[0] in self.previous and not announced:
+                    hint = "; a second Ctrl-C stops at once" if number[0] == signal.SIGINT else ""
+                    self.print(f"{signal.Signals(number[0]).name}: finishing this step, then saving{hint}")
+                    announced = True
 
     def is_forwarded(self):
         """Whether a SIGINT that arrives now is torchrun's copy of the last one."""

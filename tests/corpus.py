@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from system.errors import UserError
+from text.documents import cut_file, describe_file
 from tokens.shards import open_data
 from tokens.tokenizer import get_tokenizer
 
@@ -50,6 +52,22 @@ def jsonl_bytes(texts):
 
 
 FILE_BYTES = {"jsonl": jsonl_bytes, "parquet": parquet_bytes}
+
+
+@dataclass(frozen=True)
+class LoadedTexts:
+    """A piece whose texts are in memory."""
+
+    loaded: list[str]
+    continues: bool = False
+
+    def texts(self):
+        return self.loaded
+
+
+def cut(path, start=0.0, stop=1.0, **options):
+    """The (piece, fraction) of a file, whose footer is read in this process."""
+    return list(cut_file(describe_file(str(path), **options), start, stop))
 
 
 def split_documents(ids, tokenizer):

@@ -1,5 +1,6 @@
 """A tiny corpus, tiny settings, and the scripts run as a user runs them."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -54,6 +55,19 @@ def write_hellaswag(path, examples=7):
             record = {"ind": i, "ctx": f"{i} plus {i}", "label": i % 4}
             f.write(json.dumps(record | {"endings": [f"makes {i + j}." for j in range(4)]}) + "\n")
     return path
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """As on a full disk: this process cannot write files of more than `size` bytes."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def as_flags(settings):

@@ -1,12 +1,14 @@
 """Config files and flags: precedence, syntax, types, and one-line errors."""
 
+import importlib
+import typing
 from dataclasses import dataclass, make_dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
-from configurator import configure
+from configurator import Range, configure, type_options
 from system.errors import UserError
 
 
@@ -14,10 +16,12 @@ from system.errors import UserError
 class Settings:
     """Settings of a test."""
 
-    max_lr: float = 6e-4
+    max_lr: Annotated[float, Range(0)] = 6e-4
     """peak"""
-    B: int | Literal["auto"] = 64
+    B: Annotated[int | Literal["auto"], Range(1)] = 64
     """batch"""
+    beta: Annotated[float | None, Range(0, 1, excluded=1)] = None
+    """decay"""
     device: Literal["auto", "cpu"] = "auto"
     """where"""
     style: str | None = "focused"
@@ -28,8 +32,8 @@ class Settings:
     """maybe"""
 
     def check(self):
-        if self.B != "auto" and self.B < 1:
-            raise UserError(f"B = {self.B}: expected at least 1")
+        if self.B == 13:
+            raise UserError("B = 13: expected another number")
 
 
 @pytest.fixture
@@ -117,7 +121,14 @@ def test_flag_syntax(argv, name, value):
         (["--device", "gpu"], ["--device", "'gpu'", "one of auto, cpu"]),
         (["--max_lr=high"], ["a number"]),
         (["--resume=maybe"], ["True or False"]),
-        (["--B", "0"], ["B = 0", "at least 1"]),
+        (["--B", "13"], ["B = 13", "another number"]),
+        (["--B", "0"], ["B = 0: expected at least 1, or auto"]),
+        (["--B", "1" + 12 * "0" + "1"], ["at most 1000000000000, or auto"]),
+        (["--max_lr", "-1e-9"], ["max_lr = -1e-09: expected at least 0"]),
+        (["--max_lr", "nan"], ["max_lr = nan"]),
+        (["--max_lr", "inf"], ["max_lr = inf"]),
+        (["--beta", "1"], ["beta = 1.0: expected less than 1, or None"]),
+        (["config/a.yaml"], ["config/a.yaml", "no such config file"]),
         (["config/absent.py"], ["config/absent.py", "no such config file"]),
         (["-B", "4"], ["-B", "no such config file"]),
     ],
@@ -170,6 +181,14 @@ def test_setting_of_another_program_in_a_config_file_gets_a_hint(config_file):
         ("device = 'gpu'", ["one of auto, cpu"]),
         ("B = 1 +", ["a.py", "SyntaxError"]),
         ("B = 1 / 0", ["a.py", "ZeroDivisionError"]),
+        ("raise ValueError('two\\nlines')", ["a.py: ValueError: two"]),
+        ("B = 4\nexit()", ["a.py: SystemExit"]),
+        ("B = 10**5000", ["B = an integer of 16,610 bits: expected at most"]),
+        ("style = 10**5000", ["a.py: style = an integer of 16,610 bits: expected text"]),
+        ("style = 'a\\0b'", [r"style = 'a\x00b': expected text without a null character"]),
+        ("max_lr = float('nan')", ["max_lr = nan: expected at least 0"]),
+        ("B: 4", ["a.py assigns no setting"]),
+        ("", ["a.py assigns no setting"]),
     ],
 )
 def test_error_in_a_config_file_is_one_line(config_file, text, words):
@@ -177,6 +196,28 @@ def test_error_in_a_config_file_is_one_line(config_file, text, words):
         configure(Settings, [config_file(text)])
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", '{"B": 4}'), ("a.yaml", "B: 4"), ("a", "B = 4")])
+def test_config_file_in_another_format_is_refused(config_file, name, text):
+    with pytest.raises(UserError, match="expected a Python file"):
+        configure(Settings, [config_file(text, name)])
+
+
+COMMANDS = ("train_gpt2", "sweep", "sample", "hellaswag", "plot", "bench", "export")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_numeric_setting_of_a_command_has_a_range(command):
+    module = importlib.import_module(command)
+    settings = getattr(module, "Settings", None) or module.TrainConfig
+    plain = typing.get_type_hints(settings)
+    for name, hint in typing.get_type_hints(settings, include_extras=True).items():
+        if {int, float} & set(type_options(plain[name])):
+            ranges = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Range)]
+            assert ranges, name
+            default = getattr(settings(), name)
+            assert not isinstance(default, (int, float)) or ranges[0].accepts(default), name
 
 
 def test_help_lists_each_key_with_its_default_and_meaning(capsys, config_file):

@@ -1,20 +1,28 @@
-"""Kill training at random moments and damage its files, many times: `python tests/torture_training.py --kills 100`.
+"""Kill training at random moments, damage its files, fill its disk: `python tests/torture_training.py --kills 100`.
 
 Prints `N passed, N failed`. A kill passes if the files it leaves can be resumed from. A run that reaches its end passes
-if it is bit-identical to an uninterrupted run. A damaged file passes if the damage is detected before it is used.
+if it is bit-identical to an uninterrupted run. A damaged file passes if the damage is detected before it is used. Two
+runs that start in one folder pass if one of them is refused and the other one ends as if alone. A signal while nothing
+reads stdout passes if the run saves within 10 seconds. A disk that is full from one write on passes if the run ends
+with code 0 or with one line and code 2, and can be resumed.
 """
 
 import contextlib
 import dataclasses
+import errno
 import io
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import unittest.mock
 import warnings
 from pathlib import Path
+from typing import Annotated
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
@@ -22,7 +30,8 @@ import torch
 from helpers import TINY, as_flags, write_corpus
 from tqdm import tqdm
 
-from configurator import configure
+import train_gpt2
+from configurator import Range, configure
 from formats import checkpoint
 from system.errors import UserError, command
 from tokens.shards import open_data
@@ -34,20 +43,26 @@ RUN = TINY | {"max_steps": 300, "checkpoint_interval": 10, "val_interval": 50, "
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Kill and damage training runs."""
+    """Kill, damage and disturb training runs."""
 
-    kills: int = 100
+    kills: Annotated[int, Range(0)] = 100
     """number of runs to kill by SIGKILL"""
-    damages: int = 200
+    damages: Annotated[int, Range(0)] = 200
     """number of files to damage"""
-    seed: int = 0
+    rivals: Annotated[int, Range(0)] = 10
+    """number of pairs of runs to start in one folder"""
+    signals: Annotated[int, Range(0)] = 10
+    """number of runs to stop by SIGTERM while nothing reads their output"""
+    writes: Annotated[int, Range(0)] = 60
+    """number of writes of a run from which on to fill the disk, one after the other"""
+    seed: Annotated[int, Range(0)] = 0
     """seed of the random moments and damages"""
 
 
-def start(corpus, log_dir):
-    flags = as_flags(RUN | {"data_dir": corpus, "log_dir": log_dir, "resume": True})
+def start(corpus, log_dir, stdout=subprocess.DEVNULL, **settings):
+    flags = as_flags(RUN | {"data_dir": corpus, "log_dir": log_dir, "resume": True} | settings)
     command_line = [sys.executable, "train_gpt2.py", *flags]
-    return subprocess.Popen(command_line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command_line, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE)
 
 
 def same_end(log_dir, expected):
@@ -83,6 +98,94 @@ def kill(kills, folder, generator):
             yield ended == 0 and same_end(log_dir, uninterrupted)
             shutil.rmtree(log_dir)
     yield start(corpus, log_dir).wait() == 0 and same_end(log_dir, uninterrupted)
+
+
+def start_rivals(pairs, folder, generator):
+    """Start two runs in one folder, `pairs` times. Yields whether one was refused and the other one undisturbed."""
+    log_dir = folder / "rivals"
+    for _ in range(pairs):
+        rivals = [start(folder / "data", log_dir)]
+        time.sleep(generator.uniform(0, 4))
+        rivals.append(start(folder / "data", log_dir))
+        errors = [rival.communicate()[1] for rival in rivals]
+        codes = [rival.returncode for rival in rivals]
+        refused = sorted(codes) == [0, 2] and b"in use by process" in errors[codes.index(2)]
+        ended_before = codes == [0, 0]  # the first had ended when the second came: that one resumes its end
+        yield (refused or ended_before) and same_end(log_dir, folder / "uninterrupted")
+        shutil.rmtree(log_dir)
+
+
+def signal_blocked(count, folder, generator):
+    """Stop `count` runs by SIGTERM while their stdout is full. Yields whether each saved and exited in time."""
+    for _ in range(count):
+        log_dir = folder / "blocked"
+        process = start(folder / "data", log_dir, subprocess.PIPE, max_steps=10**6, checkpoint_interval=0)
+        while not (log_dir / "log.txt").exists():
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 10))
+        process.terminate()
+        try:
+            code = process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = None
+        log = read_log(log_dir)
+        yield code == 0 and checkpoint.newest_good(log_dir, print) == checkpoint.path_of(
+            log_dir, len(log["train"].steps)
+        )
+        shutil.rmtree(log_dir)
+
+
+class FullDisk:
+    """Stands in for `open`: from write number `first` on, every write to a file raises "No space left on device"."""
+
+    def __init__(self, first):
+        self.left, self.open = first, open
+
+    def __call__(self, *args, **kwargs):
+        file = self.open(*args, **kwargs)
+        if file.writable():
+            write = file.write
+            file = unittest.mock.Mock(wraps=file, write=lambda data: self.write(write, data))
+            file.__enter__ = lambda self: self
+            file.__exit__ = lambda self, *error: self.close()
+        return file
+
+    def write(self, write, data):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(data)
+
+
+def fill_disk(writes, folder, generator):
+    """Let the disk of a short run be full from each of its first `writes` writes on. Yields whether it went well."""
+    settings = TINY | {"data_dir": folder / "data", "checkpoint_interval": 2, "keep_last": 2, "resume": True}
+    for first in range(writes):
+        log_dir = folder / "full"
+        flags = as_flags(settings | {"log_dir": log_dir})
+        with unittest.mock.patch("builtins.open", FullDisk(first)):
+            code, errors = run_in_process(flags)
+        good = code == 0 or (code == 2 and errors.count("error:") == 1)
+        good = good and "Traceback" not in errors
+        code, _ = run_in_process(flags)
+        yield good and code == 0 and checkpoint.newest_good(log_dir, print) == checkpoint.path_of(log_dir, 5)
+        shutil.rmtree(log_dir)
+
+
+def run_in_process(flags):
+    """(exit code, what was printed on stderr) of train_gpt2.py; None for an exception that left it."""
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            train_gpt2.main(flags)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except Exception:
+            traceback.print_exc()
+            code = None
+    return code, errors.getvalue()
 
 
 def damage(content, generator):
@@ -134,8 +237,10 @@ def main(argv=None):
     settings = configure(Settings, argv)
     generator = random.Random(settings.seed)
     passed = failed = 0
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=settings.kills + 1 + settings.damages) as bar:
-        for function, count in ((kill, settings.kills), (damage_files, settings.damages)):
+    work = [(kill, settings.kills), (damage_files, settings.damages), (start_rivals, settings.rivals)]
+    work += [(signal_blocked, settings.signals), (fill_disk, settings.writes)]
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=1 + sum(count for _, count in work)) as bar:
+        for function, count in work:
             for good in function(count, Path(folder), generator):
                 passed, failed = passed + good, failed + (not good)
                 bar.update()

@@ -1,8 +1,7 @@
 """Text files of several kinds, cut into pieces that any process can read by itself.
 
 A piece is a small description (which file, from where to where): the process that hands out the work reads no text,
-and workers read in parallel. A piece carries text only where a file cannot be read from the middle (a huge row group).
-Cutting never changes the tokens, see `CUT`.
+and workers read in parallel. Cutting never changes the tokens, see `CUT`.
 """
 
 import functools
@@ -13,14 +12,17 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from system.boundary import foreign, require_regular_file
 from system.errors import UserError
-from text.hub import RangeReader, is_remote
+from text.hub import is_remote
+from text.parquet import Rows, read_groups
+from text.worker_pool import map_in_order
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
-COLUMN = "text"  # of .jsonl and .parquet files
+FIELD = "text"  # the field of .jsonl files and the column of .parquet files that holds the text
 PIECE_BYTES = 4 << 20  # large compared with sending a piece to a worker, small compared with memory
 
 # Where a text may be cut without changing its GPT-2 tokens: after a character that is not a space, before a space or
@@ -39,6 +41,19 @@ class Piece(Protocol):
     def texts(self) -> list[str]:
         """Read the texts, one per document. Raises `UserError` if the file is damaged."""
 
+    def __str__(self) -> str:
+        """The path of its file, for messages."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file to cut into pieces."""
+
+    path: str
+    size: int = 0  # bytes; 0 for a file on the hub
+    field: str = FIELD  # of .jsonl and .parquet files
+    groups: tuple = ()  # of .parquet files: (rows, bytes of text) of each row group
+
 
 @dataclass(frozen=True)
 class Span:
@@ -47,17 +62,21 @@ class Span:
     path: str
     start: int
     stop: int
+    field: str = FIELD
+
+    def __str__(self):
+        return self.path
 
     @property
     def continues(self):
         return self.start > 0 and not is_jsonl(self.path)
 
     def texts(self):
-        with open(self.path, "rb") as f:
+        with foreign(self.path, "a file of text"), open(self.path, "rb") as f:
             f.seek(self.start)
             data = f.read(self.stop - self.start)
         if is_jsonl(self.path):
-            return parse_jsonl(data, self.path, self.start)
+            return parse_jsonl(data, self)
         try:
             return [data.decode("utf-8")]
         except UnicodeDecodeError as error:
@@ -65,38 +84,35 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of one row group of a .parquet file, on disk or on the Hugging Face hub (`hf://…`)."""
+class HalfPiece:
+    """A piece up to character `cut` of all its texts joined, or from there on; a text that spans it is in both."""
 
-    path: str
-    group: int
-    start: int
-    stop: int
-    continues = False
+    piece: Piece
+    cut: int
+    after: bool
 
-    def texts(self):
-        file = open_parquet(self.path)
-        try:
-            table = file.read_row_group(self.group, columns=[COLUMN])
-        except OSError as error:  # pyarrow raises it for damaged pages
-            raise UserError(f"{self.path}, row group {self.group}: {error}; download the file again") from error
-        return [text for text in table[COLUMN].slice(self.start, self.stop - self.start).to_pylist() if text]
+    @property
+    def continues(self):
+        return self.piece.continues and not self.after
 
-
-@dataclass(frozen=True)
-class LoadedTexts:
-    """Texts that are already in memory."""
-
-    loaded: list[str]
-    continues: bool = False
+    def __str__(self):
+        return str(self.piece)
 
     def texts(self):
-        return self.loaded
+        found, cut = [], self.cut
+        for text in self.piece.texts():
+            if self.after and cut < len(text):
+                found.append(text[max(cut, 0) :])
+            if not self.after and cut > 0:
+                found.append(text[:cut])
+            cut -= len(text)
+        return found
 
 
 def find_files(pattern):
     """The text files of a path, folder or glob pattern, in a fixed order. Raises `UserError` if there are none."""
-    if os.path.isfile(pattern):
+    if os.path.exists(pattern) and not os.path.isdir(pattern):
+        require_regular_file(pattern, "a file or folder of text")
         return [pattern]
     if os.path.isdir(pattern):
         paths = sorted(p for p in Path(pattern).rglob("*") if p.suffix in SUFFIXES and p.is_file())
@@ -117,22 +133,47 @@ def fingerprint(paths):
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def cut_file(path, start=0.0, stop=1.0):
-    """Yield (piece, its fraction of the file) for the part of a file from `start` to `stop`, both 0 … 1.
+def describe_files(paths, field=FIELD, should_retry=None):
+    """The `TextFile` of each path. If there are .parquet files, a worker process reads their footers.
+
+    `should_retry`: see `map_in_order`.
+    """
+    workers = 1 if any(map(is_parquet, paths)) else 0
+    function, items = functools.partial(describe_file, field=field), map(Described, paths)
+    return [file for _, file in map_in_order(function, items, workers, should_retry)]
+
+
+class Described(NamedTuple):
+    """An item of `map_in_order` that is a path."""
+
+    piece: str
+
+
+def describe_file(path, field=FIELD):
+    """The `TextFile` of a path. pyarrow can abort the process on a damaged .parquet file, see `describe_files`."""
+    if is_remote(path):
+        return TextFile(path, 0, field, read_groups(path, field))
+    require_regular_file(path, "a file of text")
+    size = os.path.getsize(path)
+    if size == 0:
+        raise UserError(f"{path} is empty; leave it out")
+    return TextFile(path, size, field, read_groups(path, field) if is_parquet(path) else ())
+
+
+def cut_file(file, start=0.0, stop=1.0):
+    """Yield (piece, its fraction of the file) for the part of a `TextFile` from `start` to `stop`, both 0 … 1.
 
     Adjacent parts neither share nor lose a document: the part that stops at 0.3 ends where the part that starts at 0.3
     begins.
     """
-    if is_parquet(path):
-        yield from cut_parquet(path, start, stop)
+    if is_parquet(file.path):
+        yield from cut_parquet(file, start, stop)
         return
-    size = os.path.getsize(path)
-    if size == 0:
-        raise UserError(f"{path} is empty; leave it out")
+    path, size = file.path, file.size
     position, end = (next_cut(path, round(part * size), size) for part in (start, stop))
     while position < end:
         after = min(next_cut(path, position + PIECE_BYTES, size), end)
-        yield Span(path, position, after), (after - position) / size
+        yield Span(path, position, after, file.field), (after - position) / size
         position = after
 
 
@@ -140,7 +181,7 @@ def next_cut(path, position, size):
     """The first byte offset at or after `position` where the file, of `size` bytes, may be cut."""
     if position <= 0 or position >= size:
         return min(max(position, 0), size)
-    with open(path, "rb") as f:
+    with foreign(path, "a file of text"), open(path, "rb") as f:
         if is_jsonl(path):
             f.seek(position - 1)
             f.readline()
@@ -154,80 +195,42 @@ def next_cut(path, position, size):
     return size
 
 
-def cut_parquet(path, start, stop):
-    """Yield (piece, fraction) of a .parquet file: a row group a piece, or batches of a row group that is large.
-
-    Workers read row groups of ordinary size; large ones on disk are read here, batch by batch.
-    """
-    metadata = open_parquet(path).metadata
-    total = metadata.num_rows
+def cut_parquet(file, start, stop):
+    """Yield (piece, fraction) of a .parquet file: a row group a piece, or batches of a row group that is large."""
+    total = sum(rows for rows, _ in file.groups)
     first, last = round(start * total), round(stop * total)
     before = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
+    for group, (rows, text_bytes) in enumerate(file.groups):
         a, b = max(first - before, 0), min(last - before, rows)
         before += rows
         if a >= b:
             continue
-        if text_bytes(metadata, group) <= 4 * PIECE_BYTES or is_remote(path):
-            yield Rows(path, group, a, b), (b - a) / total
-        else:
-            yield from cut_row_group(path, group, a, b)
+        if text_bytes <= 4 * PIECE_BYTES or is_remote(file.path):
+            yield Rows(file.path, group, a, b, file.field), (b - a) / total
+            continue
+        batch = max(1, rows * PIECE_BYTES // text_bytes)
+        for position in range(0, rows, batch):
+            c, d = max(position, a), min(position + batch, b)
+            if c < d:
+                yield Rows(file.path, group, c, d, file.field, batch), (d - c) / total
 
 
-def cut_row_group(path, group, first, last):
-    """Read rows `first` … `last` - 1 of a row group in batches; yield (piece, fraction of the file)."""
-    file = open_parquet(path)
-    rows = file.metadata.row_group(group).num_rows
-    batch_rows = max(1, rows * PIECE_BYTES // text_bytes(file.metadata, group))
-    position = 0
-    for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[COLUMN]):
-        a, b = max(first - position, 0), min(last - position, len(batch))
-        position += len(batch)
-        if a < b:
-            texts = [text for text in batch.column(0).slice(a, b - a).to_pylist() if text]
-            yield LoadedTexts(texts), (b - a) / file.metadata.num_rows
-
-
-def text_bytes(metadata, group):
-    """Uncompressed size of the text column in a row group."""
-    columns = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == COLUMN)
-
-
-@functools.lru_cache(maxsize=2)  # read the file's footer once, not once per row group
-def open_parquet(path):
-    """Open a .parquet file with a text column, on disk or on the hub. Raises `UserError` for any other file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if is_remote(path):
-            file = pyarrow.parquet.ParquetFile(RangeReader(path), pre_buffer=True)
-        else:
-            file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a whole parquet file ({error}); download it again") from error
-    if COLUMN not in file.schema_arrow.names:
-        raise UserError(f"{path} has no column {COLUMN!r}; it has {', '.join(file.schema_arrow.names)}")
-    return file
-
-
-def parse_jsonl(data, path, start):
-    """The texts of whole lines of JSON. `path` and `start`, the offset of `data` in it, are for error messages."""
+def parse_jsonl(data, span):
+    """The texts of `data`, the whole lines of JSON of a `Span`."""
     texts = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)[COLUMN]
+            text = json.loads(line)[span.field]
             if not isinstance(text, str):
                 raise TypeError
         except UnicodeDecodeError as error:
-            raise not_utf8(path, start + error.start) from error
-        except (ValueError, KeyError, TypeError) as error:
-            where = f"line {number} after byte {start:,}" if start else f"line {number}"
-            raise UserError(f'{path}, {where}: expected JSON like {{"{COLUMN}": "…"}}, found {line[:40]!r}') from error
+            raise not_utf8(span.path, span.start + error.start) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            where = f"line {number} after byte {span.start:,}" if span.start else f"line {number}"
+            expected = f'expected JSON like {{"{span.field}": "…"}}, found {line[:40]!r}'
+            raise UserError(f"{span.path}, {where}: {expected}; see --text_field") from error
         if text:
             texts.append(text)
     return texts

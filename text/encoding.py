@@ -42,3 +42,13 @@ def tokenize_texts(texts, tokenizer, continues=False):
 
 def count_characters(piece):
     return sum(map(len, piece.texts()))
+
+
+def estimate_tokens(piece, tokenizer_name):
+    """About how many tokens a piece holds, from the first tenth of its texts."""
+    texts = [text for text in piece.texts() if text]
+    sample = texts[: max(1, len(texts) // 10)]
+    if not sample:
+        return 0
+    tokens = len(tokenize_texts(sample, get_tokenizer_once(tokenizer_name)).ids)
+    return tokens * sum(map(len, texts)) / sum(map(len, sample))

@@ -4,17 +4,19 @@
 proxy variables. Functions that make requests raise the libraries' own errors; call them through `retry.Retry`.
 """
 
-import concurrent.futures
+import functools
 import io
 import os
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from system.errors import UserError
-from text.retry import NetworkError, describe_network_error, requested_pause
+from system.background import in_background
+from system.boundary import foreign
+from system.download import SLOWEST, TIMEOUT
+from system.errors import NetworkError, UserError
+from text.retry import RETRIED_STATUS, describe_network_error, describe_status, requested_pause, retry_after
 
 SCHEME = "hf://datasets/"
 
@@ -52,6 +54,45 @@ def not_cached(what):
     )
 
 
+@functools.cache  # once: another call would close connections in use
+def make_single_attempts():
+    """Give `huggingface_hub` a client without retries, so that `retry.Retry` is the only one that waits.
+
+    The library retries its own kinds of exceptions, for up to a minute a request and without telling the user. This
+    client raises a `NetworkError` in their place, which the library passes on.
+    """
+    import datasets
+    import huggingface_hub.utils
+    from huggingface_hub import get_session, set_client_factory
+
+    default = get_session()
+
+    class SingleAttemptClient(type(default)):
+        def send(self, request, **options):
+            try:
+                response = super().send(request, **options)
+            except Exception as error:  # of any network library; others are raised again
+                raise_network_error(error)
+            if response.status_code in RETRIED_STATUS:
+                response.close()
+                raise NetworkError(describe_status(response.status_code), retry_after(response))
+            return response
+
+    options = {"event_hooks": default.event_hooks, "follow_redirects": True, "timeout": None}
+    set_client_factory(lambda: SingleAttemptClient(**options))
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity_error()
+
+
+def raise_network_error(error):
+    """Raise an exception again, as a `NetworkError` if the network is the cause."""
+    reason = describe_network_error(error)
+    if reason is None:
+        raise error
+    raise NetworkError(reason, requested_pause(error)) from error
+
+
 # ---- which files ----
 
 
@@ -63,6 +104,7 @@ def list_data_files(repo, subset, split="train"):
 
     if is_offline():
         return list_cached_files(repo, subset, split)
+    make_single_attempts()
     try:  # the commit of the main branch, so that all later requests see the same state of the data set
         revision = Path(hf_hub_download(repo, "README.md", repo_type="dataset")).parent.name
     except RemoteEntryNotFoundError:
@@ -89,10 +131,12 @@ def list_cached_files(repo, subset, split):
         card = Path(hf_hub_download(repo, "README.md", repo_type="dataset", local_files_only=True))
     except LocalEntryNotFoundError as error:
         raise not_cached(repo) from error
-    configs = {config["config_name"]: config["data_files"] for config in DatasetCard.load(card).data.configs or []}
+    with foreign(card, "a data set card"):
+        configs = {config["config_name"]: config["data_files"] for config in DatasetCard.load(card).data.configs or []}
     if subset and subset not in configs:
         raise UserError(f"{repo} has no subset {subset!r}; it has {', '.join(configs)}")
-    patterns = file_patterns(configs.get(subset or "default", f"**/*{split}*.parquet"), split)
+    with foreign(card, "a data set card"):
+        patterns = file_patterns(configs.get(subset or "default", f"**/*{split}*.parquet"), split)
     folder = card.parent
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not found:
@@ -143,6 +187,8 @@ def download_to_cache(url, on_bytes):
     """Download a whole file into the cache; returns its path."""
     from huggingface_hub import hf_hub_download
 
+    make_single_attempts()
+
     class Bar(tqdm):
         def display(self, *args, **kwargs):
             on_bytes(self.n)
@@ -154,21 +200,13 @@ def download_to_cache(url, on_bytes):
 def locate_with_bar(url, retry):
     """`locate` with a progress bar and retries."""
     with tqdm(unit="B", unit_scale=True, desc=f"fetching {url.rpartition('/')[2]}", leave=False, disable=None) as bar:
-        return retry.call(locate, url, on_bytes=lambda count: bar.update(count - bar.n))
+        count = [0]  # bytes so far
 
+        def on_bytes(received):
+            bar.update(received - count[0])
+            count[0] = received
 
-def in_background(function, *args):
-    """A future of `function(*args)`, computed in a daemon thread, which does not keep the process from exiting."""
-    future = concurrent.futures.Future()
-
-    def compute():
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:  # the future raises it where the result is read
-            future.set_exception(error)
-
-    threading.Thread(target=compute, daemon=True).start()
-    return future
+        return retry.call(locate, url, on_bytes=on_bytes, received=lambda: count[0])
 
 
 class RangeReader(io.RawIOBase):
@@ -180,12 +218,24 @@ class RangeReader(io.RawIOBase):
     def __init__(self, url):
         from huggingface_hub import hf_hub_url
 
+        make_single_attempts()
         file = HubFile.parse(url)
         self.url = hf_hub_url(file.repo, file.path, repo_type="dataset", revision=file.revision)
         self.position = 0
-        self.size = int(self.get("bytes=0-0").headers["Content-Range"].rpartition("/")[2])
+        length = self.get(0, 0).headers.get("Content-Range", "").rpartition("/")[2]
+        if not length.isdecimal():
+            raise NetworkError(f"{self.url}: the answer to a range request does not say how long the file is")
+        self.size = int(length)
 
-    def get(self, byte_range):
+    def get(self, first, last):
+        """The response to a request for bytes `first` … `last`, in limited time. Raises `NetworkError`."""
+        seconds = TIMEOUT + (last - first) / SLOWEST
+        try:
+            return in_background(self.request, f"bytes={first}-{last}").result(seconds)
+        except TimeoutError:
+            raise NetworkError(f"{self.url}: no answer in {seconds:.0f} s") from None
+
+    def request(self, byte_range):
         """The response to a range request. Raises `NetworkError`, which can be pickled, if the network fails."""
         from huggingface_hub import constants, get_session
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -195,10 +245,7 @@ class RangeReader(io.RawIOBase):
             response = get_session().get(self.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(response)
         except Exception as error:  # of any network library; others are raised again
-            reason = describe_network_error(error)
-            if reason is None:
-                raise
-            raise NetworkError(reason, requested_pause(error)) from None
+            raise_network_error(error)
         if response.status_code != 206:
             raise NetworkError(f"{self.url}: asked for a range, got HTTP {response.status_code}")
         return response
@@ -221,7 +268,7 @@ class RangeReader(io.RawIOBase):
         count = left if count is None or count < 0 else min(count, left)
         if count <= 0:
             return b""
-        data = self.get(f"bytes={self.position}-{self.position + count - 1}").content
+        data = self.get(self.position, self.position + count - 1).content
         if len(data) != count:
             raise NetworkError(f"{self.url}: asked for {count:,} bytes, got {len(data):,}")
         self.position += count

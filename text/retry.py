@@ -4,49 +4,63 @@ Errors that may pass (HTTP 429, dropped connections, a hub that is down) are ret
 such data set, no access, a full disk) become a `UserError` at once.
 """
 
-import logging
-import re
+import concurrent.futures
+import socket
 import sys
 import textwrap
-import threading
 import time
 
 from tqdm import tqdm
 
-from system.errors import UserError
+from system.background import in_background
+from system.errors import NetworkError, UserError
 from system.files import NO_SPACE
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP
 REFUSED_STATUS = (401, 403, 404)
 NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet", "fsspec", "aiohttp")
 LONGEST_PAUSE = 120.0  # seconds
-
-
-class NetworkError(Exception):
-    """A request failed in a way that may pass. Can be pickled, unlike most errors of network libraries."""
-
-    def __init__(self, message, retry_after=0.0):
-        super().__init__(message)
-        self.retry_after = retry_after  # seconds that the server asked to wait
+ATTEMPT_S = 10.0  # what an attempt may take, however small the budget is
+STALL_S = 120.0  # and a download without reporting a byte: the library reports each 10 MB
+POLL_S = 0.2
 
 
 class Retry:
-    """Waits 1, 2, 4, … seconds between attempts, `limit` seconds in total since the last success."""
+    """Waits 1, 2, 4, … seconds between attempts. Attempts and pauses take `limit` seconds in total since the last
+    success: the libraries' own retries are off (`hub.make_single_attempts`), so this is the only budget."""
 
     def __init__(self, limit, less_data):
         self.limit, self.less_data = limit, less_data  # `less_data`: the option to suggest in the error message
+        self.reached = False  # whether any request of this command has succeeded
         self.waited, self.pause = 0.0, 1.0
+        self.began = None  # when the current attempt began, in seconds of the monotonic clock; None: unknown
 
-    def call(self, function, *args, **kwargs):
-        """Return `function(*args, **kwargs)`, called again each time the network fails."""
+    def call(self, function, *args, received=None, **kwargs):
+        """Return `function(*args, **kwargs)`, called again each time the network fails.
+
+        It runs in a thread: it is given up when the budget is spent, whatever it waits for. For a download, `received`
+        returns the bytes so far; while they grow, the attempt may take any time.
+        """
         while True:
+            self.began = time.monotonic()
             try:
-                result = function(*args, **kwargs)
+                result = self.result_of(in_background(function, *args, **kwargs), received)
                 self.reset()
                 return result
             except Exception as error:  # each network library has its own; `wait` tells them from other errors
                 if not self.wait(error):
                     raise
+
+    def result_of(self, future, received):
+        """The result of a future. Raises `NetworkError` when the budget is spent."""
+        limit, count = max(self.limit, ATTEMPT_S if received is None else STALL_S), 0
+        while not concurrent.futures.wait([future], timeout=POLL_S).done:
+            if received is not None and received() > count:
+                self.reset()
+                self.began, count = time.monotonic(), received()
+            if self.waited + time.monotonic() - self.began > limit:
+                raise NetworkError(f"{endpoint()} does not answer")
+        return future.result()
 
     def wait(self, error):
         """Sleep before the next attempt and return True; False if `error` is not a network error.
@@ -56,12 +70,15 @@ class Retry:
         reason = describe_network_error(error)
         if reason is None:
             return False
-        if self.waited >= self.limit:
+        if self.began is not None:
+            self.waited += time.monotonic() - self.began
+        if self.waited >= self.limit or (has_no_address(error) and not self.reached):
             raise self.limit_reached(reason) from error
-        pause = min(max(self.pause, requested_pause(error)), max(self.limit - self.waited, 1.0))
+        pause = min(max(self.pause, requested_pause(error)), self.limit - self.waited)
         count_down(pause, reason)
         self.waited += pause
         self.pause = min(2 * self.pause, LONGEST_PAUSE)
+        self.began = time.monotonic()
         return True
 
     def limit_reached(self, reason):
@@ -72,7 +89,8 @@ class Retry:
         )
 
     def reset(self):
-        """Start again with the shortest pause and the full time limit."""
+        """Start again with the shortest pause and the full time limit, after a success."""
+        self.reached, self.began = True, None
         self.waited, self.pause = 0.0, 1.0
 
 
@@ -103,11 +121,18 @@ def describe_network_error(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in RETRIED_STATUS:
             return describe_status(status)
+        if has_no_address(error):
+            return f"the name of {endpoint()}, or of a proxy, does not resolve (no network?)"
         library = type(cause).__module__.partition(".")[0]
         if library in NETWORK_LIBRARIES or isinstance(cause, (ConnectionError, TimeoutError)):
             reason = textwrap.shorten(f"{type(cause).__name__}: {cause}", 80, placeholder=" …")
             return f"the connection to {endpoint()} failed ({reason})"
     return None
+
+
+def has_no_address(error):
+    """Whether a host's name that does not resolve is behind an exception."""
+    return any(isinstance(cause, socket.gaierror) for cause in causes(error))
 
 
 def refuse_permanent_error(error):
@@ -144,11 +169,17 @@ def causes(error):
 def requested_pause(error):
     """The seconds that the server asked to wait (Retry-After); 0 if it did not."""
     for cause in causes(error):
-        headers = getattr(getattr(cause, "response", None), "headers", None) or {}
-        text = headers.get("Retry-After", "")
-        if text.isdigit():
-            return float(text)
-    return getattr(error, "retry_after", 0.0)
+        if isinstance(cause, NetworkError):
+            return cause.retry_after
+        if hasattr(cause, "response"):
+            return retry_after(cause.response)
+    return 0.0
+
+
+def retry_after(response):
+    """The seconds in a response's Retry-After; 0 if it has none."""
+    text = (getattr(response, "headers", None) or {}).get("Retry-After", "")
+    return float(text) if text.isdecimal() else 0.0
 
 
 def endpoint():
@@ -156,30 +187,3 @@ def endpoint():
     from huggingface_hub import constants
 
     return constants.ENDPOINT
-
-
-class CountDownHandler(logging.Handler):
-    """Shows our countdown for the retries that `huggingface_hub` makes by itself, recognised by its log messages."""
-
-    reason = "the hub does not answer"
-
-    def emit(self, record):
-        text = record.getMessage()
-        if status := re.search(r"HTTP Error (\d+)", text):
-            self.reason = describe_status(status[1])
-        elif "thrown while requesting" in text:
-            self.reason = f"the connection to {endpoint()} failed"
-        elif seconds := re.search(r"(?:Waiting|Retrying in) ([\d.]+)s", text):
-            threading.Thread(target=count_down, args=(float(seconds[1]), self.reason), daemon=True).start()
-
-
-def show_library_retries():
-    """Replace the progress bars and warnings of `datasets` and `huggingface_hub` by our countdown."""
-    import datasets
-    import huggingface_hub.utils
-
-    huggingface_hub.utils.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
-    logger = logging.getLogger("huggingface_hub")
-    logger.setLevel(logging.WARNING)
-    logger.handlers, logger.propagate = [CountDownHandler()], False

@@ -1,33 +1,28 @@
-"""Write tokens into a folder of shards. Interrupted at any moment, it continues to the same bytes.
+"""Write tokens into a folder of shards. Interrupted at any moment, it continues to the same bytes, see `text.progress`.
 
-While shards are missing, `progress.json` records the request, the finished shards, and where in the text the next shard
-begins. `meta.json` replaces it when all are written: a folder with `progress.json` and no `meta.json` is unfinished.
 The result does not depend on the number of worker processes: pieces are tokenized anywhere and joined in order.
 """
 
-import dataclasses
 import functools
-import json
+import shlex
 import shutil
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from system.errors import UserError
-from system.files import NO_SPACE, AtomicFile
-from system.words import count
+from system.files import NO_SPACE
 from text.documents import Piece
 from text.encoding import tokenize
+from text.progress import Progress, delete_shards, writing
 from text.worker_pool import map_in_order
-from tokens.shards import list_shards, progress_files, read_meta, shard_name, split_of, write_meta, write_shard
+from tokens.inspection import format_count
+from tokens.shards import progress_files, read_meta, shard_name, split_of, write_meta, write_shard
 
-SHARD_TOKENS = 100_000_000
 FEWEST_TOKENS = 33  # of a split: one short window and the token after it
-ALTERNATIVES = "give another --out, or --overwrite to replace them"
+SMALL_CORPUS = 100_000_000  # training tokens: fewer suit a small model, see config/own_text.py
 
 
 class Item(NamedTuple):
@@ -37,109 +32,6 @@ class Item(NamedTuple):
     split: str | None  # None: the first shard is validation, the others training
     share: float  # of all the work, 0 … 1
     piece: Piece
-
-
-@dataclass
-class Progress:
-    """What `progress.json` holds (`out` excepted): the state from which an interrupted command continues."""
-
-    out: Path
-    request: dict  # the settings that determine the shards; has "source", "tokenizer" and "format"
-    worker: int = 0
-    num_workers: int = 1
-    shard_tokens: int = SHARD_TOKENS
-    plan: dict = field(default_factory=dict)  # what a restart must not compute differently, such as the list of files
-    shards: list = field(default_factory=list)  # entries of finished shards, as in `meta.json`
-    position: list | None = None  # of the item in which the next shard begins
-    skip: int = 0  # tokens of that item that are in finished shards
-    share: float = 0.0  # of the work, done
-    documents: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    finished: bool = False
-
-    @property
-    def path(self):
-        tail = f"_{self.worker:05d}_of_{self.num_workers:05d}" if self.num_workers > 1 else ""
-        return self.out / f"progress{tail}.json"
-
-    @classmethod
-    def load(cls, path):
-        return cls(path.parent, **json.loads(path.read_text(encoding="utf-8")))
-
-    def save(self):
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "out"}
-        with AtomicFile(self.path) as f:
-            f.write(json.dumps(values).encode())
-
-    def shard_token_count(self):
-        """Tokens in finished shards."""
-        return sum(entry["tokens"] for entry in self.shards)
-
-
-# ---- before: what does the folder hold? ----
-
-
-def open_progress(out, request, overwrite=False, worker=0, num_workers=1):
-    """The `Progress` to start or continue filling `out` with; None if a finished result of this request is there.
-
-    Raises `UserError` if `out` holds anything else, unless `overwrite`, which deletes its shards.
-    """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder to write shards to; give another --out")
-    if overwrite:
-        delete_shards(out)
-    new = Progress(out, json.loads(json.dumps(request)), worker, num_workers)
-    meta = read_meta(out)
-    if meta is not None:
-        check_same_request(out, meta.get("request"), new.request, "already holds")
-        for path in progress_files(out):  # left by a process that was killed after writing meta.json
-            path.unlink(missing_ok=True)
-        return None
-    for path in progress_files(out):
-        found = Progress.load(path)
-        if found.request != new.request and not found.shards:
-            path.unlink()  # interrupted before its first shard
-            continue
-        check_same_request(out, found.request, new.request, "holds the beginning of")
-        if path == new.path:
-            return found
-    check_no_foreign_shards(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be created: {error.strerror}; give another --out") from error
-    return new
-
-
-def check_same_request(out, old, new, verb):
-    """Raise `UserError` if the shards in `out` were requested with other settings."""
-    if old == new:
-        return
-    if not old:
-        raise UserError(f"{out} {verb} shards that were made elsewhere; {ALTERNATIVES}")
-    keys = [key for key in new if old.get(key) != new[key]]
-    if "source" in keys:
-        difference = ""
-    elif keys == ["files"]:
-        difference = ", whose files have changed since"
-    else:
-        difference = " with " + ", ".join(f"{key} {old.get(key)}" for key in keys if key != "files")
-    raise UserError(f"{out} {verb} shards of {old['source']}{difference}; {ALTERNATIVES}")
-
-
-def check_no_foreign_shards(out):
-    """Raise `UserError` if `out` holds shards without a progress file."""
-    if not progress_files(out) and (list_shards(out, "train") or list_shards(out, "val")):
-        raise UserError(f"{out} already holds shards that were made elsewhere; {ALTERNATIVES}")
-
-
-def delete_shards(out):
-    """Delete shards, `meta.json` and progress files, and nothing else in the folder."""
-    meta = [out / "meta.json"]  # first, so that the remaining files never look like a finished folder
-    for path in meta + progress_files(out) + list_shards(out, "train") + list_shards(out, "val"):
-        path.unlink(missing_ok=True)
 
 
 # ---- the work ----
@@ -175,7 +67,7 @@ class ShardWriter:
         self.split = None  # of the tokens in the buffer
         self.skip = progress.skip
         self.start = time.monotonic() - progress.seconds
-        progress.save()  # before the first shard: a folder with shards and no progress file looks finished
+        progress.save_plan()  # before the first shard: a folder with shards and no progress file looks finished
 
     def token_count(self):
         """Tokens so far, including those in the buffer."""
@@ -211,22 +103,29 @@ class ShardWriter:
         index = progress.worker + progress.num_workers * len(progress.shards)
         path = progress.out / shard_name(self.name, index, self.suffix, split)
         try:
+            if progress.replaces:
+                check_split_sizes(progress, [{"file": path.name, "tokens": self.filled}], splits=("val",))
+                progress.begin()
             entry = write_shard(path, self.buffer[: self.filled])
             progress.position, progress.skip, progress.seconds = position, skip, time.monotonic() - self.start
             progress.shards.append(entry)
             self.filled = 0
             progress.save()
         except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            raise self.no_space(path) from error
+            raise self.not_written(path, error) from error
 
-    def no_space(self, path):
+    def not_written(self, path, error):
+        """The `UserError` for a shard that could not be written."""
+        kept = f"kept: {format_count(len(self.progress.shards), 'finished shard')}"
+        if error.errno not in NO_SPACE:
+            return UserError(
+                f"{path} cannot be written ({error.strerror or error}); {kept}. Run the same command again"
+            )
         need = 2 * (self.expected_tokens() - self.progress.shard_token_count())
         free = shutil.disk_usage(self.progress.out).free
         return UserError(
             f"no space left for {path}: about {format_bytes(need)} more are needed, {format_bytes(free)} are free;"
-            f" {len(self.progress.shards)} finished shards are kept. Free some space and run the same command again"
+            f" {kept}. Free some space and run the same command again"
         )
 
     def close(self):
@@ -241,12 +140,16 @@ class ShardWriter:
 def finish(progress):
     """Write `meta.json` if every worker has finished; returns its content, or None while others are working."""
     progress.finished = True
+    if progress.num_workers == 1:
+        check_split_sizes(progress, progress.shards)
     progress.save()
     paths = progress_files(progress.out)
     try:
         workers = [Progress.load(path) for path in paths]
-    except FileNotFoundError:  # another worker has just written meta.json
-        return read_meta(progress.out)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # another worker has just written meta.json
+            return read_meta(progress.out)
+        raise
     if len(workers) < progress.num_workers or not all(worker.finished for worker in workers):
         return None
     shards = sorted((entry for worker in workers for entry in worker.shards), key=lambda entry: entry["file"])
@@ -263,18 +166,21 @@ def finish(progress):
         "seconds": round(sum(worker.seconds for worker in workers), 2),
         "shards": shards,
     }
-    write_meta(progress.out, meta)
+    with writing(progress.out / "meta.json"):
+        write_meta(progress.out, meta)
     for path in paths:
         path.unlink(missing_ok=True)
     return meta
 
 
-def check_split_sizes(progress, shards):
-    """Delete the shards and raise `UserError` if a split is too short for one window."""
-    for split, name in (("val", "validation"), ("train", "training")):
+def check_split_sizes(progress, shards, splits=("val", "train")):
+    """Raise `UserError` if a split is too short for one window, and delete the shards that this command has written."""
+    for split in splits:
         tokens = sum(entry["tokens"] for entry in shards if split_of(entry["file"]) == split)
         if tokens < FEWEST_TOKENS:
-            delete_shards(progress.out)
+            if not progress.replaces:
+                delete_shards(progress.out)
+            name = {"val": "validation", "train": "training"}[split]
             raise UserError(
                 f"{progress.request['source']} is too short: {tokens} tokens for {name}, and one window needs at least"
                 f" {FEWEST_TOKENS}; add more text"
@@ -294,6 +200,13 @@ def print_summary(meta, out):
     rate = meta["tokens"] / max(meta["seconds"], 1e-9)
     print(
         f"{meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes_per_token']:.2f} bytes a token,"
-        f" {count(len(meta['shards']), 'shard')}, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
+        f" {format_count(len(meta['shards']), 'shard')}, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
     )
-    print(f"next: python train_gpt2.py --data_dir {out}")
+    print(f"next: {training_command(meta, out)}")
+
+
+def training_command(meta, out):
+    """The command that trains on a finished folder, with the recipe for own text if it is too small for GPT-2."""
+    tokens = sum(entry["tokens"] for entry in meta["shards"] if split_of(entry["file"]) == "train")
+    recipe = "config/own_text.py " if tokens < SMALL_CORPUS else ""
+    return f"python train_gpt2.py {recipe}--data_dir {shlex.quote(str(out))}"

@@ -13,7 +13,8 @@ from system.errors import UserError
 from text import hub
 from text.documents import SUFFIXES, find_files
 from text.encoding import tokenize_texts
-from text.retry import Retry, show_library_retries
+from text.progress import writing
+from text.retry import Retry
 from text.shard_writer import finish
 from tokens.shards import write_shard
 from tokens.tokenizer import get_tokenizer
@@ -93,7 +94,7 @@ def find_download(file, urls, sha256, options):
 
 def find_on_hub(repo, splits, options):
     """The data files of a data set's splits, downloaded into the cache. `splits`: our name → the data set's name."""
-    show_library_retries()
+    hub.make_single_attempts()
     files = {}
     for split, their_split in splits.items():
         urls = options.retry.call(hub.list_data_files, repo, None, their_split)
@@ -110,10 +111,11 @@ def write_llmc_shakespeare(progress, paths):
     start = time.monotonic()
     *sections, last = Path(paths[0]).read_bytes().decode().split("\n\n")
     tokens = tokenize_texts([section + "\n\n" for section in sections] + [last], get_tokenizer("gpt2"))
-    progress.save()
+    progress.begin()
     for split, ids in (("val", tokens.ids[:32_768]), ("train", tokens.ids[32_768:])):
-        name = f"tiny_shakespeare_{split}.{progress.request['format']}"
-        progress.shards.append(write_shard(progress.out / name, ids))
+        path = progress.out / f"tiny_shakespeare_{split}.{progress.request['format']}"
+        with writing(path):
+            progress.shards.append(write_shard(path, ids))
     progress.documents, progress.bytes, progress.seconds = tokens.documents, tokens.bytes, time.monotonic() - start
     return finish(progress)
 

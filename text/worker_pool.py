@@ -3,6 +3,7 @@
 `concurrent.futures` and `multiprocessing.Pool` share one result pipe between all workers: if a worker is killed while
 it writes a large result (Ctrl-C, out of memory), the reader blocks forever. Here each worker has its own pipe. The
 pool sees a worker's death as the end of that pipe, and a worker exits when the main process dies (even by kill -9).
+A file on which a parser aborts its process therefore ends one worker, and the error names that file.
 """
 
 import itertools
@@ -16,9 +17,9 @@ from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 
-from system.errors import UserError
-from text.retry import NetworkError
+from system.errors import NetworkError, UserError
 
+MOST_PROCESSES = 1024
 QUEUED_PER_WORKER = 3  # pieces sent ahead to each worker, so that it never idles
 
 
@@ -98,8 +99,9 @@ class Worker:
     def __init__(self, function):
         spawn = multiprocessing.get_context("spawn")  # the only start method that works alike on every platform
         self.connection, worker_end = spawn.Pipe()
-        self.process = spawn.Process(target=run_worker, args=(worker_end, function), daemon=True)
-        self.tasks = deque()
+        self.begun = spawn.Value("q", 0, lock=False)  # shared: the number of pieces that the worker has begun
+        self.process = spawn.Process(target=run_worker, args=(worker_end, function, self.begun), daemon=True)
+        self.tasks, self.received = deque(), 0
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: only the main process handles Ctrl-C
         try:
             self.process.start()
@@ -112,27 +114,47 @@ class Worker:
         return self.connection.fileno()
 
     def send(self, task):
+        self.tasks.append(task)
         try:
             self.connection.send(task.item.piece)
         except OSError as error:
-            raise worker_killed() from error
-        self.tasks.append(task)
+            raise self.died() from error
 
     def receive(self):
         """Receive one result; results come in the order in which the tasks were sent."""
         try:
             error, result = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise worker_killed() from error
+            raise self.died() from error
         task = self.tasks.popleft()
+        self.received += 1
         task.done, task.error, task.result = True, error, result
 
+    def died(self):
+        """The `UserError` for a worker that has ended, which names the piece that it was working on."""
+        self.process.join(5)
+        current = self.begun.value - self.received - 1  # its finished results may not have arrived
+        place = str(self.tasks[min(max(current, 0), len(self.tasks) - 1)].item.piece)
+        code = self.process.exitcode
+        if code == -9:  # SIGKILL, which Windows does not have
+            return UserError(
+                f"a worker process was killed (out of memory?) while reading {place}; lower --num_proc and run the same"
+                " command again"
+            )
+        return UserError(
+            f"a worker process crashed while reading {place} ({describe_exit(code)}): the file is probably damaged;"
+            " download it again, or leave it out"
+        )
 
-def worker_killed():
-    return UserError("a worker process was killed (out of memory?); lower --num_proc and run the same command again")
+
+def describe_exit(code):
+    """The exit code of a process in words: the signal that ended it, if any."""
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
 
 
-def run_worker(connection, function):
+def run_worker(connection, function, begun):
     """Main function of a worker process. Two threads receive and send, so that neither process blocks the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pieces, results = queue.Queue(), queue.Queue(maxsize=QUEUED_PER_WORKER)
@@ -140,6 +162,7 @@ def run_worker(connection, function):
     threading.Thread(target=send_results, args=(connection, results), daemon=True).start()
     while True:
         piece = pieces.get()
+        begun.value += 1
         try:
             results.put((None, function(piece)))
         except (UserError, NetworkError) as error:  # these can be pickled

@@ -14,6 +14,7 @@ import torch
 
 from ops.cross_entropy import IGNORE
 from system.errors import UserError
+from tokens.shards import MAX_ID
 
 ROUNDS = 4  # of the Feistel network: enough for a pseudorandom permutation (Luby & Rackoff 1988)
 
@@ -21,10 +22,12 @@ ROUNDS = 4  # of the Feistel network: enough for a pseudorandom permutation (Lub
 class Windows:
     """A split as one sequence of windows of T tokens."""
 
-    def __init__(self, shards, T, split="train"):
-        """`shards`: uint16 arrays. Raises `UserError` if none is longer than T; `split` is for its message."""
+    def __init__(self, shards, T, split="train", max_id=MAX_ID):
+        """`shards`: uint16 arrays, with no id above `max_id`. Raises `UserError` if none is longer than T; `split` is
+        for its message."""
         self.shards = [np.asarray(shard) for shard in shards]  # plain views: slicing a np.memmap is slow
-        self.T = T
+        self.names = [getattr(shard, "filename", "the data") for shard in shards]
+        self.T, self.max_id = T, max_id
         self.first = np.cumsum([0] + [(len(shard) - 1) // T for shard in self.shards])  # each shard's first window
         if len(self) == 0:
             longest = max(map(len, self.shards))
@@ -48,8 +51,16 @@ class Windows:
         starts = (np.asarray(indices) - self.first[shard_of]) * self.T
         for row, (shard, start) in enumerate(zip(shard_of.tolist(), starts.tolist(), strict=True)):
             window = self.shards[shard][start : start + self.T + 1]
+            if window.max() > self.max_id:
+                self.refuse_ids(shard, window)
             x[row], y[row] = window[:-1], window[1:]
         return torch.from_numpy(x), torch.from_numpy(y)
+
+    def refuse_ids(self, shard, window):
+        raise UserError(
+            f"{self.names[shard]} holds token id {window.max()}, but the largest id in meta.json is {self.max_id}: the"
+            " file has changed since it was written; make the folder again"
+        )
 
 
 class TrainLoader:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from system.errors import UserError
 from tokens.shards import open_data, read_meta
-from tokens.tokenizer import end_of_text_id, get_tokenizer
+from tokens.tokenizer import VOCAB_SIZES, end_of_text_id, get_tokenizer
 
 SHOWN_TOKENS = 64  # of each split
 SHOWN_IDS = 16  # of each split, if there is no vocabulary to decode them
@@ -25,6 +25,12 @@ def inspect(folder):
     damaged = print_counts(data)
     print(f"largest id: {data.max_id}")
     print_beginnings(data)
+    vocab_size = VOCAB_SIZES[data.tokenizer]
+    if data.max_id >= vocab_size:
+        raise UserError(
+            f"{folder} holds token id {data.max_id}, but the {data.tokenizer} vocabulary ends at {vocab_size - 1}: made"
+            " with another tokenizer, or damaged"
+        )
     if damaged:
         raise UserError(
             f"{folder}/{damaged[0]} has changed since it was written (its checksum differs); make the folder again"
@@ -68,10 +74,11 @@ def print_beginnings(data):
         print(f"note: {error}")
         tokenizer = None
     for split, shards in data.splits.items():
-        if tokenizer is None:
-            print(f"{split:>5} begins with ids {shards[0][:SHOWN_IDS].tolist()}")
+        ids = shards[0][:SHOWN_TOKENS].tolist()
+        if tokenizer is None or max(ids) >= tokenizer.vocab_size:
+            print(f"{split:>5} begins with ids {ids[:SHOWN_IDS]}")
         else:
-            print(f"{split:>5} begins: {tokenizer.decode(shards[0][:SHOWN_TOKENS].tolist())!r}")
+            print(f"{split:>5} begins: {tokenizer.decode(ids)!r}")
 
 
 def format_count(count, noun):

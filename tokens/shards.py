@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from system.boundary import foreign, read_json, require_fields, require_regular_file, show
 from system.errors import UserError
 from system.files import AtomicFile
+from tokens.tokenizer import VOCAB_SIZES
 
 BIN_MAGIC, BIN_VERSION = 20240520, 1  # llm.c, dataloader.h
 BIN_HEADER = 256  # int32 values
 SUFFIXES = (".npy", ".bin")
 META_VERSION = 1
+MAX_ID = 2**16 - 1  # what uint16 holds
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def open_data(data_dir, how_to_make):
     for split in ("train", "val"):
         paths = list_shards(data_dir, split)
         if not paths:
-            state = "holds no shard" if os.path.isdir(data_dir) else "does not exist; it should hold a shard"
+            state = "does not exist; it should hold a shard"
+            if os.path.exists(data_dir):
+                state = "holds no shard" if os.path.isdir(data_dir) else "is a file, expected a folder with a shard"
             raise UserError(f"{data_dir} {state} with {split!r} in its name (.npy or .bin); make them: {how_to_make}")
         splits[split] = {path.name: open_shard(path) for path in paths}
     shards = splits["train"] | splits["val"]
@@ -96,20 +101,16 @@ def shard_name(name, index, suffix, split=None):
 
 
 def progress_files(data_dir):
-    """The files that mark a folder as unfinished, see `text.shard_writer.Progress`."""
+    """The files that mark a folder as unfinished, see `text.progress.Progress`."""
     return sorted(Path(data_dir).glob("progress*.json"))
 
 
 def open_shard(path):
     """A shard's tokens as a read-only memory map, uint16 (n,). Raises `UserError` if header or size are wrong."""
     path = Path(path)
-    try:
-        if path.suffix == ".bin":
-            offset, count = read_bin_header(path)
-        else:
-            offset, count = read_npy_header(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    require_regular_file(path, "a shard")
+    with foreign(path, "a NumPy file" if path.suffix == ".npy" else "a file of llm.c", "make this shard again"):
+        offset, count = read_npy_header(path) if path.suffix == ".npy" else read_bin_header(path)
     expected, size = offset + 2 * count, path.stat().st_size
     if size != expected:
         problem = "truncated" if size < expected else "too long"
@@ -133,15 +134,9 @@ def read_bin_header(path):
 def read_npy_header(path):
     """(byte offset of the tokens, number of tokens) of a NumPy file."""
     with open(path, "rb") as f:
-        try:
-            version = np.lib.format.read_magic(f)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(f)
-        except OSError:
-            raise
-        except Exception as error:  # NumPy's parser raises many kinds of errors for a damaged header
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is not a NumPy file ({reason}); make this shard again") from error
+        version = np.lib.format.read_magic(f)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(f)
         if dtype != np.dtype("<u2") or len(shape) != 1:
             raise UserError(f"{path} holds {dtype} of shape {shape}, expected one-dimensional uint16 tokens")
         return f.tell(), shape[0]
@@ -175,16 +170,26 @@ def describe_shard(path, tokens):
 def read_meta(data_dir):
     """The content of a folder's `meta.json`, or None if there is none. Raises `UserError` if it is damaged."""
     path = Path(data_dir) / "meta.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        complete = {"tokenizer", "shards"} <= meta.keys()
-    except (ValueError, AttributeError):
-        complete = False
-    if not complete:
-        raise UserError(f"{path} is damaged: expected JSON with 'tokenizer' and 'shards'; make the folder again")
+    meta = read_json(path, advice="make the folder again")
+    require_fields(meta, path, tokenizer=str, shards=list)
+    if meta["tokenizer"] not in VOCAB_SIZES:
+        known = " or ".join(VOCAB_SIZES)
+        raise UserError(f"{path}: tokenizer = {show(meta['tokenizer'])}, expected {known}; make the folder again")
+    check_entries(meta["shards"], path)
     return meta
+
+
+def check_entries(entries, path):
+    """Raise `UserError` unless each of `entries`, read from the file at `path`, describes a shard."""
+    for i, entry in enumerate(entries):
+        place = f"{path}: shards[{i}]"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place} = {show(entry)}, expected an object; make the folder again")
+        require_fields(entry, place, file=str, tokens=int, max_id=int, sha256=str)
+        if entry["tokens"] < 1 or not 0 <= entry["max_id"] <= MAX_ID:
+            raise UserError(f"{place} = {show(entry)}: impossible numbers; make the folder again")
 
 
 def write_meta(data_dir, meta):

@@ -4,6 +4,7 @@ Used by training (plot.png at each validation), `plot.py`, `sweep.py` and `noteb
 tables: `LOSS`, `EVALUATIONS` and `DIAGNOSTICS`. A stream that is in none of them is drawn as scores over steps.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from system.errors import UserError
 from system.files import AtomicFile
 from tracking import published
 from tracking.labels import Label, end_label, place_labels
-from tracking.runlog import read_config, read_log
+from tracking.runlog import path_of, read_config, read_log
 from tracking.titles import figure_title
 
 # Okabe & Ito 2008: distinguishable for colour-blind readers too (without its yellow, which is too faint on white).
@@ -26,6 +27,7 @@ GRAY = "#666666"
 SHORT_RUNS_HOURS = 2  # an axis of hours shows minutes if the longest run takes less
 TICKS = 5  # at most, on a horizontal axis: their labels never touch
 MEDIANS = 400  # points of a median curve
+LARGEST = 1e30  # larger values cannot be drawn, because the size of an axis would overflow
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Run:
         if stream not in self.log:
             return np.empty(0), np.empty(0)
         steps, values = self.log[stream]
-        return self.to_x(steps), values
+        values = np.where(np.abs(values) < LARGEST, values, np.nan)
+        return self.to_x(steps.astype(float)), values
 
 
 def plot_runs(log_dirs, out, x="steps"):
@@ -57,12 +60,22 @@ def plot_runs(log_dirs, out, x="steps"):
 def draw_runs(log_dirs, x="steps"):
     """Return a matplotlib `Figure` of the runs. `x` is "steps", "tokens" or "hours" (of training steps only).
 
-    Raises `UserError` if a folder is given twice or a log lacks what `x` needs.
+    Raises `UserError` if a folder is given twice, if no log has values, or if one lacks what `x` needs.
     """
-    from matplotlib.figure import Figure  # imported here because it is slow, and many runs never plot
+    import matplotlib  # imported here because it is slow, and many runs never plot
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a folder's name may hold dollar signs
+        return draw_figure(log_dirs, x)
+
+
+def draw_figure(log_dirs, x):
+    from matplotlib.figure import Figure
 
     names = short_names(log_dirs)
     runs = [open_run(log_dir, name, i, x) for i, (log_dir, name) in enumerate(zip(log_dirs, names, strict=True))]
+    if not any(run.log for run in runs):
+        path = path_of(log_dirs[0])
+        raise UserError(f"{path} {describe_content(path)}: expected lines STEP STREAM VALUE")
     x_title = x
     if x == "hours":
         runs, x_title = choose_time_unit(runs)
@@ -101,15 +114,21 @@ def open_run(log_dir, name, number, x):
     return Run(name, log, record, x_axis(log_dir, log, record, x), COLORS[number % len(COLORS)], marker)
 
 
+def describe_content(path):
+    """Return what a file without values of a run holds, for an error message."""
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    return f"begins with {first[:60]!r}" if first else "is empty"
+
+
 def short_names(log_dirs):
-    """Return for each folder the shortest end of its path that no other folder has."""
+    """Return for each folder the shortest end of its path that no other has. Bytes that are no UTF-8 become U+FFFD."""
     paths = [Path(log_dir).resolve().parts for log_dir in log_dirs]
     if len(set(paths)) < len(paths):
         raise UserError(f"the same LOG_DIR is given twice: {' '.join(map(str, log_dirs))}; give each folder once")
     names = []
     for path in paths:
         length = next(n for n in range(1, len(path) + 1) if sum(path[-n:] == other[-n:] for other in paths) == 1)
-        names.append("/".join(path[-length:]))
+        names.append(os.fsencode("/".join(path[-length:])).decode("utf-8", errors="replace"))
     return names
 
 
@@ -135,7 +154,7 @@ def x_axis(log_dir, log, record, x):
         return lambda steps: steps * record["config"]["total_batch_size"]
     if "dt_ms" not in log:
         raise UserError(f"{log_dir}/log.txt has no stream dt_ms with the time per step: use --x steps")
-    steps, dt_ms = log["dt_ms"]
+    steps, dt_ms = log["dt_ms"].steps, np.where(log["dt_ms"].values < LARGEST, log["dt_ms"].values, 0.0)
     duration_ms = dt_ms * np.diff(steps, prepend=-1)  # steps that were not logged took as long as the next logged one
     done, hours = np.append(0, steps + 1), np.append(0, np.cumsum(duration_ms) / 3.6e6)
     return lambda steps: np.interp(steps, done, hours)
@@ -297,7 +316,7 @@ LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validatio
 LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", published.loss_references)
 # Upper row, beside the loss: each panel is drawn if a run has its stream.
 EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", published.hellaswag_references),)
-WITHOUT_PANEL = {"val", "dt_ms", "mfu", "skipped"}  # `val` is drawn with the training loss
+WITHOUT_PANEL = {"val", "dt_ms", "mfu", "skipped", "output_lost"}  # `val` is drawn with the training loss
 # Lower row.
 DIAGNOSTICS = (
     Panel("lr", "learning rate", draw_lr, "{:.1e}"),

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from system.errors import first_line
 from system.files import AtomicFile
 
+MOST_STEPS = 10**9  # of a run
 DEFAULT_FORMAT = ".6f"  # of losses and the gradient norm
 FORMATS = {
     "skipped": ".0f",
@@ -38,28 +40,43 @@ class RunLog:
     because the run writes them again.
     """
 
-    def __init__(self, log_dir, from_step=0, sinks=()):
+    def __init__(self, log_dir, from_step=0, sinks=(), print=print):
         self.path = path_of(log_dir)
         self.sinks = sinks
+        self.print = print
         if self.path.exists():
             kept = [f"{step} {name} {text}\n" for step, name, text in read_lines(self.path) if step < from_step]
             with AtomicFile(self.path) as f:
                 f.write("".join(kept).encode())
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # line buffering: flushed after each line
-        self.warned = False
+        self.warned = set()  # what could not be written
 
     def write(self, step, **values):
-        """Append one line per value: `log.write(250, val=3.2924)`."""
+        """Append one line per value: `log.write(250, val=3.2924)`. Nothing that goes wrong here ends the run."""
         lines = [f"{step} {name} {value:{FORMATS.get(name, DEFAULT_FORMAT)}}\n" for name, value in values.items()]
         try:
             for line in lines:
                 self.file.write(line)
-            for sink in self.sinks:
+        except OSError as error:  # a full disk; unwritten lines stay in the buffer of the file
+            self.warn_once(self.path, error)
+        for sink in self.sinks:
+            try:
                 sink.write(step, values)
-        except OSError as error:  # a full disk must not end a run; unwritten lines stay in the buffer of the file
-            if not self.warned:
-                print(f"warning: {self.path} cannot be written at the moment ({error.strerror})", flush=True)
-            self.warned = True
+            except Exception as error:  # another program's code, often with a network behind it
+                self.warn_once(type(sink).__name__, error)
+
+    def warn_once(self, name, error):
+        if name not in self.warned:
+            self.print(f"warning: {name} cannot be written at the moment ({first_line(error)})")
+        self.warned.add(name)
+
+    def is_complete(self):
+        """Whether all lines are in the file by now."""
+        try:
+            self.file.flush()
+        except OSError:
+            return False
+        return True
 
     def close(self):
         self.file.close()
@@ -113,6 +130,8 @@ def read_lines(path):
             float(text)
             if not line.endswith("\n"):
                 raise ValueError("incomplete")
+            if not 0 <= int(step) <= MOST_STEPS:
+                raise ValueError("no step of a run")
             lines.append((int(step), name, text))
         except ValueError:
             warnings.warn(f"{path}:{number}: skipped {line.rstrip()!r}, expected STEP STREAM VALUE", stacklevel=2)

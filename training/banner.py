@@ -5,13 +5,11 @@ import json
 
 import torch
 
-from formats import checkpoint
 from system.files import AtomicFile
 from system.runtime import dtype_name
-from system.words import count, listing
+from system.words import count
 from tracking import runlog
 from tracking.environment import describe_environment
-from tracking.runlog import plot_path
 from training import costs
 from training.forecast import epoch_lines, memory_lines, step_line
 from training.optimizer import MUON
@@ -36,15 +34,6 @@ def print_banner(run, data):
     muon = ", and Muon for the matrices of the blocks" if cfg.optimizer == MUON else ""
     rt.print(f"using fused AdamW: {run.optimizers.fused}{muon}")
     rt.print("\n".join(memory_lines(config, cfg, rt.dtype, rt.device, rt.world_size, built=True)))
-
-
-def print_outcome(run, stopped):
-    """Print how the run ended, and what its folder holds."""
-    outcome = f"stopped on request after {run.state.step} steps, continue with --resume" if stopped else "done"
-    log_dir = run.cfg.log_dir
-    exists = {"plot": plot_path(log_dir).exists(), "checkpoints": bool(checkpoint.list_checkpoints(log_dir))}
-    held = ["the log", *[f"the {name}" for name, found in exists.items() if found]]
-    run.rt.print(f"{outcome}: {log_dir} holds {listing(held)}")
 
 
 def describe_device(cfg, rt):

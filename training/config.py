@@ -5,11 +5,14 @@ The defaults train GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedul
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from configurator import Range
 from system.errors import UserError, require
 from tracking import runlog
+from tracking.runlog import MOST_STEPS
 from tracking.sinks import require_installed
 from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
@@ -35,54 +38,54 @@ class CoreSettings:
     tokenizer: str | None = None
     """gpt2 or byte: stops the run if the data was made with another one"""
 
-    block_size: int = 1024
+    block_size: Annotated[int, Range(1, 2**20)] = 1024
     """longest context of the model, in tokens"""
-    n_layer: int = 12
+    n_layer: Annotated[int, Range(1, 10**3)] = 12
     """transformer blocks"""
-    n_head: int = 12
+    n_head: Annotated[int, Range(1, 10**4)] = 12
     """attention heads"""
-    n_embd: int = 768
+    n_embd: Annotated[int, Range(1, 10**6)] = 768
     """width of the residual stream"""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, 1, excluded=1)] = 0.0
     """share of activations dropped in training"""
 
-    B: int | Literal["auto"] = 64
+    B: Annotated[int | Literal["auto"], Range(1, 2**20)] = 64
     """micro-batch size: sequences that one device computes at once; auto: the largest power of two that fits"""
-    T: int = 1024
+    T: Annotated[int, Range(1, 2**20)] = 1024
     """tokens in a training sequence, at most block_size"""
-    total_batch_size: int = 524288
+    total_batch_size: Annotated[int, Range(1)] = 524288
     """tokens in an update, over all micro-steps and ranks"""
-    max_steps: int = 19073
+    max_steps: Annotated[int, Range(1, MOST_STEPS)] = 19073
     """updates in the whole run"""
     optimizer: Literal[*OPTIMIZERS] = "adamw"
     """adamw, or muon for the blocks' matrices with adamw for the rest"""
     schedule: Literal[*SCHEDULES] = "cosine"
     """how the learning rate falls after the warm-up, from max_lr to min_lr"""
-    max_lr: float = 6e-4
+    max_lr: Annotated[float, Range(0)] = 6e-4
     """peak learning rate"""
-    min_lr: float = 6e-5
+    min_lr: Annotated[float, Range(0)] = 6e-5
     """learning rate at max_steps and after"""
-    warmup_steps: int = 715
+    warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 715
     """updates of linear warm-up"""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(0)] = 0.1
     """decay of tensors with two or more dimensions"""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(0, 1, excluded=1)] = 0.9
     """AdamW: decay of the gradient's mean"""
-    beta2: float = 0.95
+    beta2: Annotated[float, Range(0, 1, excluded=1)] = 0.95
     """AdamW: decay of the gradient's square"""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1)] = 1e-8
     """AdamW: added to the denominator"""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Range(0)] = 1.0
     """largest norm of the gradient; 0: no clipping"""
-    seed: int = 1337
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
     """seed of the initial weights, the order of the data and dropout"""
     overfit_batch: bool = False
     """train on the first batch only: the first check of a changed model"""
-    max_bad_steps: int = 5
+    max_bad_steps: Annotated[int, Range(1)] = 5
     """stop after this many consecutive steps whose loss or gradient is not finite"""
-    skip_loss_zscore: float = 0.0
+    skip_loss_zscore: Annotated[float, Range(0)] = 0.0
     """skip an update whose loss is this many standard deviations above the mean of the last 128 steps; 0: never"""
-    skip_norm_zscore: float = 0.0
+    skip_norm_zscore: Annotated[float, Range(0)] = 0.0
     """the same for the gradient's norm"""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -97,7 +100,7 @@ class CoreSettings:
     """recompute activations in the backward pass: less memory, more time, same losses"""
     deterministic: bool = False
     """CUDA: bit-identical results in every run, at some cost in speed (a CPU always gives them)"""
-    dist_timeout: int = 300
+    dist_timeout: Annotated[int, Range(1, 10**6)] = 300
     """seconds that a rank waits for the other ranks"""
     shard: Literal[*SHARD_MODES] = "none"
     """what the ranks divide among themselves: nothing, the optimizer's state, or also weights and gradients"""
@@ -105,16 +108,16 @@ class CoreSettings:
     """profile the sixth step: print its top operators and write log_dir/trace_*.json.gz (that step is slower)"""
     dry_run: bool = False
     """print what the run would need (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
-    assumed_mfu: float = 0.4
+    assumed_mfu: Annotated[float, Range(0, 1, excluded=0)] = 0.4
     """dry_run: share of its peak that a GPU is taken to reach"""
-    price_per_hour: float = 0.0
+    price_per_hour: Annotated[float, Range(0)] = 0.0
     """dry_run: of one GPU, in any currency; 0: no costs are shown"""
 
-    log_interval: int = 1
+    log_interval: Annotated[int, Range(0)] = 1
     """steps between lines, on the screen and in the log"""
-    checkpoint_interval: int = 5000
+    checkpoint_interval: Annotated[int, Range(0)] = 5000
     """steps between checkpoints; 0: only at the end"""
-    keep_last: int = 3
+    keep_last: Annotated[int, Range(0)] = 3
     """newest checkpoints to keep, besides the best by validation loss; 0: all"""
     on_checkpoint_error: Literal["continue", "stop"] = "continue"
     """when a checkpoint can't be written (a full disk): continue without it, or stop"""
@@ -130,20 +133,12 @@ class CoreSettings:
         return self.compile
 
     def check(self):
-        """Raise `UserError` for a value that no run could use."""
-        for name in ("T", "total_batch_size", "max_steps", "max_bad_steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in AT_LEAST_ZERO:
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in (field.name for field in dataclasses.fields(self) if field.name.endswith("_interval")):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "steps, or 0 for never")
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 ≤ value < 1")
-        require(self.B == "auto" or self.B >= 1, "B", self.B, "at least 1, or auto")
-        require(0 < self.assumed_mfu <= 1, "assumed_mfu", self.assumed_mfu, "0 < value ≤ 1")
+        """Raise `UserError` for settings that contradict each other; each number's own range is in its field."""
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
+        if self.overwrite and self.would_delete(self.init_from):
+            raise UserError(f"--overwrite would delete init_from = {self.init_from}: choose another --log_dir")
         if self.optimizer == MUON and self.shard == FULL:
             raise UserError(
                 "optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer"
@@ -151,6 +146,11 @@ class CoreSettings:
         for package in ("tensorboard", "wandb"):
             if getattr(self, package):
                 require_installed(package)
+
+    def would_delete(self, path):
+        """Whether `path` is log_dir or in it, so that --overwrite deletes it."""
+        log_dir = os.path.realpath(self.log_dir)
+        return os.path.exists(path) and log_dir in (os.path.realpath(path), os.path.dirname(os.path.realpath(path)))
 
     def check_batch(self, world_size):
         """Raise `UserError` if total_batch_size is no whole number of micro-batches; name the nearest that is."""
@@ -179,18 +179,8 @@ def recorded_settings(cfg):
 
 
 OF_ONE_START = {"log_dir", "resume", "overwrite", "dry_run", "profile"}
-AT_LEAST_ZERO = (
-    *("warmup_steps", "weight_decay", "grad_clip", "seed", "keep_last", "max_lr", "min_lr", "price_per_hour"),
-    *("skip_loss_zscore", "skip_norm_zscore"),
-)
 
 
 @dataclass(frozen=True)
 class TrainConfig(*(kind.Settings for kind in reversed(EVALUATIONS)), CoreSettings):
     """Train a GPT-2: on one device by plain python, on many by torchrun --standalone --nproc_per_node=N."""
-
-    def check(self):
-        CoreSettings.check(self)
-        for kind in EVALUATIONS:
-            if hasattr(kind.Settings, "check"):
-                kind.Settings.check(self)

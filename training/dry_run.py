@@ -1,7 +1,6 @@
 """What a run would need, without starting it: `python train_gpt2.py --dry_run`."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import torch
@@ -29,9 +28,9 @@ def print_plan(cfg):
     Reads at most the `meta.json` of the data folder and the shape in a model file, and writes nothing. Under torchrun
     it counts the ranks without starting a process group.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, _, world_size = runtime.read_ranks()
     cfg.check_batch(world_size)
-    if os.environ.get("RANK", "0") == "0":
+    if rank == 0:
         print("\n".join(plan_lines(cfg, world_size)))
 
 

@@ -1,7 +1,9 @@
 """HellaSwag during training: the accuracy by mean loss of the endings."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from configurator import Range
 from inference import hellaswag
 from tokens.tokenizer import get_tokenizer
 from training import parallel
@@ -10,9 +12,9 @@ from training.schedule import due
 
 @dataclass(frozen=True)
 class HellaSwagSettings:
-    hellaswag_interval: int = 250
+    hellaswag_interval: Annotated[int, Range(0)] = 250
     """steps between HellaSwag scores (log stream hella: acc_norm); 0: none"""
-    hellaswag_limit: int | None = None
+    hellaswag_limit: Annotated[int | None, Range(1)] = None
     """score only this many examples, from the first; None: all 10,042"""
     hellaswag_data: str | None = None
     """a .jsonl file in HellaSwag's own fields; None: the original, downloaded once"""

@@ -1,12 +1,13 @@
 """The validation loss: the mean over the first `val_tokens` tokens of the validation split, the same each time."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from tqdm import tqdm
 
+from configurator import Range
 from ops.cross_entropy import IGNORE
-from system.errors import require
 from tokens.dataloader import validation_batches
 from training import parallel
 from training.schedule import due
@@ -14,13 +15,10 @@ from training.schedule import due
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    val_interval: int = 250
+    val_interval: Annotated[int, Range(0)] = 250
     """steps between validations; 0: only at the start and at the end"""
-    val_tokens: int = 10485760
+    val_tokens: Annotated[int, Range(1)] = 10485760
     """tokens in a validation, at most the validation split's"""
-
-    def check(self):
-        require(self.val_tokens >= 1, "val_tokens", self.val_tokens, "at least 1")
 
 
 class ValidationLoss:
@@ -45,9 +43,8 @@ class ValidationLoss:
         totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, tokens, ranks asked to stop
         run.model.eval()
         parts = []
-        for x, y in tqdm(
-            batches, "validation", disable=None if rt.master else True, leave=False, delay=2, unit=" batches"
-        ):
+        hidden = None if rt.master else True  # None: shown on a terminal only
+        for x, y in tqdm(batches, "validation", disable=hidden, leave=False, delay=2, unit=" batches"):
             # With shard = full each batch is a collective: no rank may leave the loop alone.
             if run.stop_request.requested and cfg.shard != parallel.FULL:
                 break

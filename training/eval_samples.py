@@ -1,9 +1,10 @@
 """Samples during training: what the model writes so far."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from configurator import Range
 from inference.text_samples import sample_texts
-from system.errors import require
 from tokens.tokenizer import get_tokenizer
 from training import parallel
 from training.schedule import due
@@ -11,18 +12,14 @@ from training.schedule import due
 
 @dataclass(frozen=True)
 class SampleSettings:
-    sample_interval: int = 250
+    sample_interval: Annotated[int, Range(0)] = 250
     """steps between samples; 0: none"""
     sample_prompt: str | None = None
     """text that the samples continue; by default a sentence for gpt2 data and nothing for byte data"""
-    num_samples: int = 4
+    num_samples: Annotated[int, Range(1, 10**4)] = 4
     """samples each time"""
-    sample_tokens: int = 48
+    sample_tokens: Annotated[int, Range(1, 10**6)] = 48
     """new tokens in a sample"""
-
-    def check(self):
-        for name in ("num_samples", "sample_tokens"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
 class Samples:

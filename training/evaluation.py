@@ -4,9 +4,11 @@ To add an evaluation, write one file with a class like those below and add the c
 become settings of the run, and what `measure` returns becomes streams of the log, which `plot.py` draws.
 """
 
+import contextlib
 from typing import ClassVar, Protocol
 
-from system.errors import UserError
+from system.errors import UserError, first_line
+from system.runtime import is_lost_rank
 from tracking.curves import plot_runs
 from tracking.runlog import plot_path
 from training.eval_hellaswag import HellaSwag
@@ -20,7 +22,7 @@ class Evaluation(Protocol):
     """One row of `EVALUATIONS`."""
 
     name: ClassVar[str]  # for messages
-    Settings: ClassVar[type]  # a dataclass whose fields become settings of the run; a method check() is optional
+    Settings: ClassVar[type]  # a dataclass whose fields become settings of the run
 
     def __init__(self, cfg, rt, data, model):
         """Prepare once, before the first step. If it is not available, raise `UserError`: the run continues without."""
@@ -51,22 +53,69 @@ def prepare_evaluations(cfg, rt, data, model):
     return ready
 
 
-def evaluate(run, last):
-    """Run the evaluations that are due, then redraw the plot. Returns True if a stop request interrupted them.
+def validate(run, last):
+    """Measure the validation loss if it is due. Returns True if a stop request interrupted it.
 
-    A stop request cuts evaluation short; the resumed run repeats it.
+    It comes before saving, because it decides which checkpoint is the best; nothing else comes between a step and its
+    save. A stop request cuts it short; the resumed run repeats it.
     """
-    measured = False
-    for evaluation in run.evaluations:
-        if evaluation.is_due(run.state.step, last):
-            values = evaluation.measure(run)
-            if values is None:
-                return True
-            run.record(**values)
-            run.progress.restart()
-            measured = measured or bool(values)
-    if measured and run.state.step > 0:
+    return any(measure(run, evaluation) is None for evaluation in due_evaluations(run, last, before_save=True))
+
+
+def evaluate(run, last):
+    """Run the other evaluations that are due, then redraw the plot if anything was measured.
+
+    A stop request cuts them short; the training loop sees it after the next step.
+    """
+    step = run.state.step
+    measured = run.state.val_step == step
+    for evaluation in due_evaluations(run, last, before_save=False):
+        values = measure(run, evaluation)
+        if values is None:
+            return
+        measured = measured or bool(values)
+    if measured and step > 0:
         if run.rt.master:
-            run.try_to_write(plot_path(run.cfg.log_dir), lambda path: plot_runs([run.cfg.log_dir], path))
+            draw_plot(run)
         run.progress.restart()
-    return False
+
+
+def due_evaluations(run, last, before_save):
+    """The evaluations that are due: the validation loss if `before_save`, else the others."""
+    chosen = [kind for kind in run.evaluations if isinstance(kind, ValidationLoss) == before_save]
+    return [evaluation for evaluation in chosen if evaluation.is_due(run.state.step, last)]
+
+
+def measure(run, evaluation):
+    """Measure and log an evaluation. Returns its values, {} if it failed, None if a stop request cut it short."""
+    values = {}
+    with harmless(run, evaluation.name):
+        values = evaluation.measure(run)
+        if values:
+            run.record(**values)
+    run.progress.restart()
+    return values
+
+
+def draw_plot(run):
+    path = plot_path(run.cfg.log_dir)
+    run.unwritten.add(path)
+    with harmless(run, str(path)):
+        plot_runs([run.cfg.log_dir], path)
+        run.unwritten.discard(path)
+
+
+@contextlib.contextmanager
+def harmless(run, name):
+    """Print what goes wrong in the block, whatever it is, and go on: only training itself may end a run.
+
+    A lost rank does end it, because every rank must take part in what follows.
+    """
+    try:
+        yield
+    except Exception as error:
+        if run.rt.world_size > 1 and is_lost_rank(error):
+            raise
+        run.rt.print(f"warning: {name} failed ({first_line(error)}); the run goes on")
+    finally:
+        run.model.train()

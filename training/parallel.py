@@ -33,7 +33,24 @@ def wrap_model(model, cfg, rt):
     if rt.world_size == 1:
         return eval_model, eval_model
     device_ids = [rt.device.index] if rt.device.type == "cuda" else None
-    return eval_model, DistributedDataParallel(eval_model, device_ids=device_ids, gradient_as_bucket_view=True)
+    train_model = DistributedDataParallel(eval_model, device_ids=device_ids, gradient_as_bucket_view=True)
+    if rt.world_size > 2:  # a sum of two numbers has no order
+        fix_buckets(train_model, cfg, rt)
+    return eval_model, train_model
+
+
+def fix_buckets(train_model, cfg, rt):
+    """Let DDP choose its final buckets before the first step, by a backward pass whose gradients are discarded.
+
+    It sums the gradients of all ranks in buckets, which it divides again after its first backward pass. The order in
+    which the ranks are summed depends on a gradient's place in its bucket. Without this, the first step after a start
+    would be rounded otherwise than the same step of a run that was not interrupted.
+    """
+    idx = torch.zeros(cfg.B, cfg.T, dtype=torch.int64, device=rt.device)
+    with rt.autocast():
+        loss = train_model(idx, idx)
+    loss.backward()
+    train_model.zero_grad(set_to_none=True)
 
 
 def shard_fully(model, rt, compile_backend=None):

@@ -17,6 +17,7 @@ class Progress:
 
     def __init__(self, cfg, rt, model_config, log):
         self.cfg, self.rt, self.model_config, self.log = cfg, rt, model_config, log
+        self.reported_loss = False  # of output, in the log
         self.peak_flops = costs.peak_flops(rt.device, rt.dtype) * rt.world_size
         self.peak_measurements = 1
         self.last_shown = -math.inf  # time at which a line was printed
@@ -49,6 +50,9 @@ class Progress:
             line = f"step {step:4d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {dt * 1000:.0f} ms"
             mark = "" if mfu <= 1 else " (of a peak measured too low)"
             self.rt.print(f"{line} | {tok_per_sec:,.0f} tok/s | {mfu:.0%} mfu{mark} | {left} left")
+        if self.rt.terminal.lost and not self.reported_loss:
+            self.log.write(step, output_lost=1)
+            self.reported_loss = True
         self.log.write(step, train=loss, lr=lr, norm=norm, dt_ms=dt * 1000, tok_per_sec=tok_per_sec, mfu=mfu)
 
     def mfu(self, tok_per_sec):

@@ -1,10 +1,34 @@
 """Checkpoints of a run: their content, which one is the best, and which are kept."""
 
 import dataclasses
+import os
 
 from formats import checkpoint
+from formats.model_file import check_shape_fits, check_tensors, checked_shape, without_head, without_padding
+from system.boundary import foreign, require_fields
 from system.errors import UserError
+from system.words import listing
+from tracking.runlog import path_of, plot_path
 from training import parallel
+
+NUMBER_OR_NONE = (int, float, type(None))
+CONTENT = {  # the types of what `checkpoint_content` returns and a resumed run needs
+    "model": dict,
+    "model_config": dict,
+    "tokenizer": str,
+    "train_config": dict,
+    "optimizer": list,
+    "scaler": dict,
+    "loader": dict,
+    "train_windows": int,
+    "step": int,
+    "val_loss": NUMBER_OR_NONE,
+    "val_step": NUMBER_OR_NONE,
+    "best": (tuple, list, type(None)),
+    "bad_steps": int,
+    "skipped": int,
+    "outliers": list,
+}
 
 
 def save(run):
@@ -25,9 +49,29 @@ def write_and_prune(run, content):
     path = checkpoint.path_of(run.cfg.log_dir, run.state.step)
     written = run.try_to_write(path, lambda path: checkpoint.save(path, content))
     if written:
+        run.good_steps.add(run.state.step)
         best_step = run.state.best[1] if run.state.best else None
-        checkpoint.prune(run.cfg.log_dir, run.cfg.keep_last, best_step)
+        checkpoint.prune(run.cfg.log_dir, run.cfg.keep_last, best_step, run.good_steps)
     return written
+
+
+def finish(run, stopped):
+    """Print how the run ended. Raises `UserError` on the master if its checkpoint, log or plot is not complete."""
+    log_dir = run.cfg.log_dir
+    outcome = f"stopped on request after {run.state.step} steps" if stopped else "done"
+    if run.log is not None and not run.log.is_complete():
+        run.unwritten.add(path_of(log_dir))
+    last = (checkpoint.path_of(log_dir, run.state.step), path_of(log_dir), plot_path(log_dir))
+    missing = [str(path) for path in last if path in run.unwritten]
+    if missing:
+        raise UserError(
+            f"{outcome}, but {', '.join(missing)} could not be written, see the warning above; --resume continues from"
+            " the last checkpoint"
+        )
+    advice = ", continue with --resume" if stopped else ""
+    exists = {"plot": plot_path(log_dir).exists(), "checkpoints": bool(checkpoint.list_checkpoints(log_dir))}
+    held = ["the log", *[f"the {name}" for name, found in exists.items() if found]]
+    run.rt.print(f"{outcome}{advice}: {log_dir} holds {listing(held)}")
 
 
 def checkpoint_content(run):
@@ -42,8 +86,23 @@ def checkpoint_content(run):
         "loader": run.loader.state_dict(),
         "rng": {"seed": run.cfg.seed},  # every random draw is a function of seed, step and rank: Runtime.seed_step
         "train_windows": len(run.loader.windows),
+        "data_digest": run.data_digest,
         **run.state.state_dict(),
     }
+
+
+def check_content(content, path):
+    """Return the content of the checkpoint at `path`. Raises `UserError` if a part that a resumed run needs is missing.
+
+    A valid checksum does not say that this code wrote the file.
+    """
+    with foreign(path, "the checkpoint of a run"):
+        require_fields(content, path, **CONTENT)
+        require_fields(content["train_config"], f"{path}: train_config", T=int, seed=int, optimizer=str)
+        shape = checked_shape(content["model_config"], path)
+        check_shape_fits(shape, os.path.getsize(path), path)
+        check_tensors(without_head(without_padding(content["model"], shape["vocab_size"]), path), shape, path)
+    return content
 
 
 def load_content(run, content):

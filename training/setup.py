@@ -1,8 +1,10 @@
 """From settings to a `Run`: data, model, optimizer, evaluations and the run's folder."""
 
+import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from formats.read import read
 from model import GPT, GPTConfig
 from system.errors import NothingToDo, UserError
 from tokens.dataloader import TrainLoader, Windows
-from tokens.shards import TokenData, open_data
+from tokens.shards import TokenData, open_data, split_of
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
 from tracking.runlog import RunLog, path_of, plot_path
 from tracking.sinks import open_sinks
@@ -24,7 +26,8 @@ from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
 from training.profiling import StepProfiler
 from training.progress import Progress
-from training.saving import load_content
+from training.run_folder import check_room, finish_replacement, replaced_run
+from training.saving import check_content, load_content
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
 
@@ -35,29 +38,44 @@ class RunData:
     train: Windows
     val: Windows
 
+    def digest(self):
+        """A checksum of all shards, in their order, from the checksums in `meta.json`; None for synthetic data."""
+        shards = self.tokens.meta.get("shards", [])
+        checksums = [f"{split_of(shard['file'])} {shard['sha256']}" for shard in sorted(shards, key=itemgetter("file"))]
+        return hashlib.sha256("\n".join(checksums).encode()).hexdigest()[:16] if shards else None
+
 
 def set_up(cfg, rt, stop_request):
     """Check everything, then take the run's folder and build the `Run`, new or resumed. Every rank must call it.
 
-    Raises `UserError` for settings, data or a model that do not fit together, before anything on disk is changed.
+    Raises `UserError` for settings, data or a model that do not fit together, or a disk without room for a checkpoint,
+    before anything on disk is changed.
     """
     cfg.check_batch(rt.world_size)
+    rt.from_master(lambda: finish_replacement(cfg.log_dir))
     saved = find_checkpoint(cfg, rt)
     data = open_run_data(cfg, rt)
     if saved is not None:
         check_resume(cfg, saved, data)
         check_unfinished(cfg, saved)
     model = build_model(cfg, rt, data.tokens, saved)
+    rt.from_master(lambda: check_room(cfg, model.config))
     cfg = resolve_micro_batch(cfg, rt, model, saved)
+    with replaced_run(cfg.log_dir, rt) if saved is None else contextlib.nullcontext():
+        run = make_run(cfg, rt, stop_request, data, model, saved)
+        rt.from_master(lambda: write_record(run, data))
+    print_banner(run, data)
+    return run
+
+
+def make_run(cfg, rt, stop_request, data, model, saved):
+    """The `Run`, with its log opened; `saved` is the checkpoint to resume from, or None."""
     eval_model, train_model = parallel.wrap_model(model, cfg, rt)
     shared = cfg.shard == parallel.OPTIMIZER and rt.world_size > 1
-    optimizers = Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared))
-    evaluations = prepare_evaluations(cfg, rt, data, model)
     start_step = saved["step"] if saved is not None else 0
-    if saved is None:
-        clear_log_dir(cfg, rt)
-    log = RunLog(cfg.log_dir, start_step, open_sinks(cfg, start_step)) if rt.master else None
     state, scaler = TrainState(), torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
+    evaluations = prepare_evaluations(cfg, rt, data, model)
+    log = open_log(cfg, rt, start_step)
     run = Run(
         cfg=cfg,
         rt=rt,
@@ -66,10 +84,11 @@ def set_up(cfg, rt, stop_request):
         model=model,
         train_model=train_model,
         eval_model=eval_model,
-        optimizers=optimizers,
+        optimizers=Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared)),
         scaler=scaler,
         loader=TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size),
         tokenizer_name=data.tokens.tokenizer,
+        data_digest=data.digest(),
         evaluations=evaluations,
         log=log,
         progress=Progress(cfg, rt, model.config, log),
@@ -79,10 +98,15 @@ def set_up(cfg, rt, stop_request):
     )
     if saved is not None:
         load_content(run, saved)
-    if rt.master:
-        write_record(run, data)
-    print_banner(run, data)
+        run.good_steps.add(start_step)
     return run
+
+
+def open_log(cfg, rt, start_step):
+    """The `RunLog` on the master, None on other ranks. Every rank must call it."""
+    logs = []
+    rt.from_master(lambda: logs.append(RunLog(cfg.log_dir, start_step, open_sinks(cfg, start_step), rt.print)))
+    return logs[0] if logs else None
 
 
 def find_checkpoint(cfg, rt):
@@ -96,21 +120,11 @@ def find_checkpoint(cfg, rt):
         path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
         if path is not None:
             rt.print(f"resuming from {path}; settings that are not given are those of its config.json")
-            return checkpoint.load(path)
+            return check_content(checkpoint.load(path), path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting a new run")
     elif not cfg.overwrite and (checkpoint.list_checkpoints(cfg.log_dir) or path_of(cfg.log_dir).exists()):
         raise UserError(f"{cfg.log_dir} already holds a run: add --resume, --overwrite, or another --log_dir")
     return None
-
-
-def clear_log_dir(cfg, rt):
-    """Make log_dir and delete the log, plot and checkpoints of an earlier run in it."""
-    rt.barrier()  # every rank has looked for a checkpoint before the master deletes any
-    if rt.master:
-        files = (path_of(cfg.log_dir), plot_path(cfg.log_dir))
-        for path in (*checkpoint.list_checkpoints(cfg.log_dir).values(), *files):
-            path.unlink(missing_ok=True)
-        Path(cfg.log_dir).mkdir(parents=True, exist_ok=True)
 
 
 def check_resume(cfg, saved, data):
@@ -125,12 +139,19 @@ def check_resume(cfg, saved, data):
     for name, (old, new) in facts.items():
         if old != new:
             raise UserError(f"{name} = {new}, but {path} was made with {old}: set it so, or choose another --log_dir")
+    if saved.get("data_digest") not in (None, data.digest()):  # checkpoints of earlier versions have none
+        raise UserError(
+            f"{cfg.data_dir} holds other tokens than those that {path} was trained on: choose their data_dir, or"
+            " another --log_dir"
+        )
 
 
 def check_unfinished(cfg, saved):
-    """Raise `NothingToDo` if the run has made all its updates and has been evaluated after the last one."""
+    """Raise `NothingToDo` if the run has made all its updates and has been evaluated and plotted after the last one."""
     step = saved["step"]
-    if step >= cfg.max_steps and saved["val_step"] == step:
+    plot, last = plot_path(cfg.log_dir), checkpoint.path_of(cfg.log_dir, step)
+    plotted = plot.exists() and plot.stat().st_mtime >= last.stat().st_mtime  # what comes last in a run
+    if step >= cfg.max_steps and saved["val_step"] == step and plotted:
         raise NothingToDo(
             f"finished: {cfg.log_dir} holds all {step:,} steps of the run; to train it further, add --max_steps"
             f" {2 * step}"
@@ -142,7 +163,7 @@ def open_run_data(cfg, rt):
     tokens = synthetic_data() if cfg.data_dir == SYNTHETIC else open_data_dir(cfg.data_dir, rt)
     if cfg.tokenizer not in (None, tokens.tokenizer):
         raise UserError(f"tokenizer = {cfg.tokenizer}, but {cfg.data_dir} was made with {tokens.tokenizer}")
-    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split) for split in ("train", "val")))
+    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split, tokens.max_id) for split in ("train", "val")))
 
 
 def open_data_dir(data_dir, rt):

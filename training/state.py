@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from system.errors import first_line
 from system.runtime import Runtime
 
 WINDOW = 128  # steps that the outlier rule looks back
@@ -54,12 +55,15 @@ class Run:
     scaler: torch.amp.GradScaler  # scales gradients in float16; passes them through otherwise
     loader: object  # TrainLoader
     tokenizer_name: str
+    data_digest: str | None  # checksum of the data, see `RunData.digest`
     evaluations: list
     log: object  # RunLog on the master, None on other ranks
     progress: object
     update_filter: object
     profiler: object
     start_step: int = 0  # the first step of this process: 0, or the resumed checkpoint's
+    good_steps: set = field(default_factory=set)  # of the checkpoints that were written or verified since then
+    unwritten: set = field(default_factory=set)  # paths that could not be written the last time
 
     def record(self, **values):
         """Log values of the current step (master only)."""
@@ -71,6 +75,8 @@ class Run:
         try:
             write(path)
         except OSError as error:
-            self.rt.print(f"warning: could not write {path} ({error.strerror}); earlier files are unchanged")
+            self.rt.print(f"warning: could not write {path} ({first_line(error)}); earlier files are unchanged")
+            self.unwritten.add(path)
             return False
+        self.unwritten.discard(path)
         return True

@@ -1,9 +1,12 @@
 """export.py: what each --to writes, what --check reports, and which commands it refuses."""
 
 import json
+import random
 
 import numpy as np
 import pytest
+from helpers import file_size_limit, write_hellaswag
+from hostile import flip
 from models import assert_same_parameters, save_checkpoint, small_gpt
 
 import export
@@ -59,6 +62,57 @@ def test_export_never_overwrites(path, tmp_path, capsys):
             assert "exists already" in refusal(capsys, path, "--to", kind, "--out", tmp_path / out)
     assert (tmp_path / "file").read_text() == "mine"
     assert {file.name for file in tmp_path.iterdir()} == {"model_00250.pt", "folder", "file"}
+
+
+def test_export_on_a_full_disk_is_one_line_and_leaves_nothing(model, path, tmp_path, capsys):
+    questions = write_hellaswag(tmp_path / "questions.jsonl", examples=200)
+    before = {file.name for file in tmp_path.iterdir()}
+    sources = {"hf": path, "llmc": path, "llmc-bf16": path, "llmc-tokenizer": "byte", "llmc-hellaswag": questions}
+    for kind, source in sources.items():
+        with file_size_limit(1024):
+            line = refusal(capsys, source, "--to", kind, "--out", tmp_path / "out")
+        assert "too large" in line or kind == "llmc-hellaswag"  # which may lack GPT-2's tokenizer
+        assert {file.name for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "/", "new/..", "/dev/full", "FILE/x", "FILE/x/y"])
+@pytest.mark.parametrize("kind", ["hf", "llmc"])
+def test_export_refuses_an_impossible_out_before_it_reads_the_model(path, tmp_path, capsys, out, kind):
+    out = out.replace("FILE", path)
+    line = refusal(capsys, tmp_path / "no_model", "--to", kind, "--out", out)
+    assert "no such model" not in line
+    assert out in line
+
+
+def test_check_of_a_damaged_folder_is_one_line(path, tmp_path, capsys):
+    folder = tmp_path / "hf"
+    run(path, "--to", "hf", "--out", folder)
+    weights, config = (folder / "model.safetensors").read_bytes(), json.loads((folder / "config.json").read_text())
+    capsys.readouterr()
+    for change in (
+        {"n_layer": 10**9},
+        {"n_head": 5},
+        {"n_inner": 10**12},
+        {"model_type": "llama"},
+        {"model_type": 3},
+        {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}, "model_type": "x"},
+        {"n_embd": "x"},
+        {"layer_norm_epsilon": "x"},
+        {"activation_function": "no_such_function"},
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        assert "hf" in refusal(capsys, path, "--check", folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_labels": 10**9, "num_hidden_layers": 10**9}))
+    assert run(path, "--check", folder) == 0, "what does not change the function is ignored"
+    (folder / "config.json").write_text(json.dumps(config))
+    for length in (0, 8, 100, len(weights) // 2, len(weights) - 1):
+        (folder / "model.safetensors").write_bytes(weights[:length])
+        assert "hf" in refusal(capsys, path, "--check", folder)
+    generator = random.Random(0)
+    for _ in range(20):
+        header = flip(weights[:2000], generator)
+        (folder / "model.safetensors").write_bytes(header + weights[2000:])
+        assert run(path, "--check", folder) in (0, 1, 2)
 
 
 def test_debug_state_takes_the_first_tokens_of_a_shard(model, path, tmp_path, capsys):

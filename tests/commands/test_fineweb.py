@@ -1,5 +1,7 @@
 import contextlib
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from corpus import FILE_BYTES, make_documents, parquet_bytes, split_documents
 from hub_server import serve
@@ -14,6 +18,7 @@ from torture_fineweb import SCRIPT, checksums, complete, is_part, kill_when, mak
 
 import fineweb
 from fineweb import choose_shard_tokens, cut_sequence
+from system.lock import folder_lock
 from tokens.shards import open_data
 from tokens.tokenizer import get_tokenizer
 
@@ -120,6 +125,71 @@ def test_patience_limits_the_retries(local, tmp_path):
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: ")
     assert all(way_out in error for way_out in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "--fraction"))
+    assert "gave up after 1 s" in error
+
+
+def test_patience_is_not_used_up_where_the_hubs_name_does_not_resolve(tmp_path):
+    env = os.environ | {"HF_ENDPOINT": "http://hub.invalid", "HF_HOME": str(tmp_path / "hf")}
+    done = run(env, tmp_path / "out")
+    assert done.returncode == 2
+    assert "trying again" not in done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert "does not resolve" in error
+    assert "Three ways out" in error
+    assert not (tmp_path / "out").exists()
+
+
+def table_bytes(texts, rows):
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(texts, "string")}), buffer, row_group_size=rows)
+    return buffer.getvalue()
+
+
+def run_here(*args):
+    """Run fineweb.py in this process; returns its exit code."""
+    try:
+        fineweb.main([str(arg) for arg in args])
+        return 0
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (table_bytes([None] * 50 + TEXTS[0], 50), [], None),
+        (table_bytes([None] * 50, 50), [], "holds no text"),
+        (table_bytes([], 50), [], "holds no text"),
+        (table_bytes(TEXTS[0], 50), ["--fraction", "1e-12"], "holds no text in its first 1e-12"),
+        (table_bytes(TEXTS[0], 50)[:-9], [], "a.parquet is damaged or not a whole parquet file"),
+        (b"", [], "a.parquet is empty"),
+    ],
+)
+def test_unusual_files_end_well_or_with_one_line(tmp_path, capsys, content, options, message):
+    (tmp_path / "a.parquet").write_bytes(content)
+    args = ["--source", tmp_path / "a.parquet", "--tokenizer", "byte", "--num_proc", 1, "--out", tmp_path / "out"]
+    assert run_here(*args, *options) == (2 if message else 0)
+    if message:
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    else:
+        assert split_documents(read_ids(tmp_path / "out"), get_tokenizer("byte")) == [text for text in TEXTS[0] if text]
+
+
+def test_overwrite_keeps_the_old_shards_where_the_subset_is_unknown(local, tmp_path, capsys, monkeypatch):
+    out = shutil.copytree(local[2], tmp_path / "out")
+    monkeypatch.setattr(fineweb.hub, "is_offline", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    assert run_here("--subset", "sample-11BT", "--out", out, "--overwrite") == 2
+    assert "is not in the cache" in capsys.readouterr().err
+    assert checksums(out) == local[1]
+    assert open_data(out, "make").meta == open_data(local[2], "make").meta
+
+
+def test_cluster_worker_started_twice_is_refused(local, tmp_path, capsys):
+    with folder_lock(tmp_path / ".worker_1_of_3"):
+        assert run_here("--source", local[0], "--out", tmp_path, "--num_workers", 3, "--worker", 1) == 2
+    assert "is in use by process" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def test_hellaswag_command_gives_the_same_scores_on_one_and_two_ranks(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("out", "message"), [("taken.jsonl", "already exists: pass --overwrite"), ("absent/o.jsonl", "does not exist")]
+    ("out", "message"), [("taken.jsonl", "already exists: pass --overwrite"), ("taken.jsonl/o", "Not a directory")]
 )
 def test_hellaswag_command_checks_out_before_scoring(tmp_path, capsys, out, message):
     (tmp_path / "taken.jsonl").touch()

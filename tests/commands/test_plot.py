@@ -1,7 +1,9 @@
 """plot.py writes the PNG without importing torch, and reports mistakes in one line."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -28,12 +30,47 @@ def test_command_writes_a_png_without_importing_torch(log_dir):
     assert (log_dir / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["0 train 3.0", f"{2**63} train 2.0", "1 train 1.0"],
+        ["0 val -inf", "0 train nan", "0 norm inf", "1 lr 1e308", "1 dt_ms 1e308", "2 dt_ms -1e308"],
+        ["0 train 1e308", "1 train -1e308", "1 norm 1e300", "0 tok_per_sec 1e308", "0 hella 1e200", "0 other -1e308"],
+        ["0 a$_$b 1.0", "1 train 2.0"],
+    ],
+)
+@pytest.mark.parametrize("x", ["steps", "hours"])
+def test_command_draws_logs_of_strange_values(tmp_path, lines, x):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/lr$_$1\xff"))
+    folder.mkdir()
+    (folder / "log.txt").write_text("\n".join([*lines, "3 dt_ms 10.0", ""]))
+    plot.main([str(folder), f"--x={x}"])
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_says_what_a_log_holds_instead_of_values(tmp_path, capsys):
+    for text, words in (
+        ("", "is empty"),
+        ("<!DOCTYPE html>\n", "begins with '<!DOCTYPE html>'"),
+        ("s:0 tel:11.0\n", "s:0"),
+    ):
+        (tmp_path / "log.txt").write_text(text)
+        with pytest.raises(SystemExit) as stop:
+            plot.main([str(tmp_path)])
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "plot.png").exists()
+
+
 def test_command_reports_mistakes_in_one_line(log_dir, tmp_path, capsys):
     mistakes = {
         (): "no LOG_DIR given",
         (tmp_path / "absent",): "holds no log.txt",
         (log_dir, "--x=tokens"): "no config.json",
         (log_dir, log_dir): "given twice",
+        (log_dir, f"--out={log_dir}/log.txt/x.png"): "Not a directory",
+        (log_dir, f"--out={tmp_path}"): "expected the path of a file",
+        (log_dir, "--out=/dev/full"): "/dev/full",
     }
     for arguments, words in mistakes.items():
         with pytest.raises(SystemExit) as stop:

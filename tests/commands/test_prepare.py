@@ -10,6 +10,7 @@ from helpers import ROOT
 from hub_server import serve
 
 import prepare
+from system.lock import folder_lock
 from text.sources import SOURCES, Source, stdlib_files
 from tokens.shards import open_data
 
@@ -103,12 +104,61 @@ def test_help_and_a_missing_source_list_the_named_sources(capsys):
 def test_quickstart_command_prepares_the_standard_library(tmp_path):
     command = [sys.executable, ROOT / "prepare.py", "stdlib", "--tokenizer", "byte", "--out", "data/stdlib"]
     out = subprocess.check_output(command, cwd=tmp_path, text=True, stderr=subprocess.DEVNULL, timeout=60)
-    assert out.splitlines()[-1] == "next: python train_gpt2.py --data_dir data/stdlib"
+    assert out.splitlines()[-1] == "next: python train_gpt2.py config/own_text.py --data_dir data/stdlib"
     data = open_data(tmp_path / "data/stdlib", "make")
     assert data.tokens("train") == pytest.approx(9 * data.tokens("val"), rel=0.01)
     assert data.max_id == 256
     count = len(stdlib_files())
     assert data.meta["documents"] in (count, count + 1)  # one may be cut in two
+
+
+def test_same_text_twice_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("some text, " * 500)
+    (tmp_path / "link.txt").symlink_to("notes/a.txt")
+    for second, message in (
+        ("notes/a.txt", "notes/a.txt is given twice"),
+        ("./notes/a.txt", "is in two sources, notes/a.txt and ./notes/a.txt"),
+        ("notes", "is in two sources, notes/a.txt and notes"),
+        ("link.txt", "is in two sources, notes/a.txt and link.txt"),
+    ):
+        assert run("notes/a.txt", second, "--tokenizer", "byte", "--out", "out") == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", FILE_BYTES)
+def test_text_field_names_another_field(tmp_path, capsys, kind):
+    texts = make_documents(100)
+    (tmp_path / f"a.{kind}").write_bytes(FILE_BYTES[kind](texts).replace(b"text", b"txet"))
+    texts = [text.replace("text", "txet") for text in texts]
+    args = [tmp_path / f"a.{kind}", "--tokenizer", "byte", "--out", tmp_path / "out"]
+    assert run(*args) == 2
+    assert "--text_field" in capsys.readouterr().err
+    assert run(*args, "--text_field", "txet") == 0
+    splits = read_documents(tmp_path / "out")
+    assert "".join(splits["train"] + splits["val"]) == "".join(texts)
+    assert run(*args, "--text_field", "txet") == 0
+    assert run(*args, "--text_field", "other") == 2
+    assert "with text_field txet; give another --out" in capsys.readouterr().err
+
+
+def test_overwrite_keeps_the_old_shards_where_the_new_text_fails(prepared, capsys):
+    source, out, args = prepared
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    source.write_bytes(b"some text, " * 500 + b"\xff")
+    assert run(*args, "--overwrite") == 2
+    assert "a.txt is not UTF-8 text" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_two_preparations_never_write_into_one_folder(prepared, capsys):
+    _, out, args = prepared
+    with folder_lock(out):
+        assert run(*args) == 0, "a finished result is only read"
+        assert run(*args, "--overwrite") == 2
+    assert f"{out} is in use by process" in capsys.readouterr().err
 
 
 def test_same_request_again_changes_nothing(prepared, capsys):

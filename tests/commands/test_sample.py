@@ -1,15 +1,18 @@
 """sample.py: where the prompt comes from, the order of printed samples, and one-line errors."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 from helpers import run_script
 
+import sample
 from formats import checkpoint
 from inference.sampling import STYLES
 from model import GPT, GPTConfig
 from sample import SamplePrinter, Settings, main, read_prompt
+from system.errors import UserError
 from tokens.tokenizer import get_tokenizer
 
 
@@ -83,16 +86,44 @@ def test_sample_command_reads_prompts_from_flag_file_and_keyboard(log, monkeypat
     assert printed.index("[Sample 1] ett") < printed.index("[Sample 1] två")
 
 
+def test_sample_command_refuses_weights_that_are_not_finite(log, monkeypatch, capsys):
+    monkeypatch.chdir(log)
+    path = log / "log" / "run" / "model_00003.pt"
+    state = checkpoint.load(path)
+    state["model"]["transformer.ln_f.weight"][3] = float("nan")
+    checkpoint.save(path, state)
+    with pytest.raises(SystemExit) as stopped:
+        main([*SHORT, "--prompt=a"])
+    assert stopped.value.code == 2
+    assert "the model's logits are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_read_prompt_refuses_text_that_is_not_utf8(tmp_path, monkeypatch, source):
+    (tmp_path / "latin1.txt").write_bytes("genom röret".encode("latin1"))
+    settings = Settings(prompt_file=str(tmp_path / "latin1.txt")) if source == "file" else Settings()
+    with open(tmp_path / "latin1.txt", encoding="utf-8", errors="surrogateescape") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sample, "stdin_is_redirected", lambda: True)
+        with pytest.raises(UserError, match="character 7 is not UTF-8"):
+            read_prompt(settings)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_samples=0"], "--num_samples 0: expected at least 1"),
-        (["--max_new_tokens=0"], "--max_new_tokens 0"),
+        (["--num_samples=0"], "num_samples = 0: expected at least 1"),
+        (["--max_new_tokens=0"], "max_new_tokens = 0: expected at least 1"),
         (["--top_p=2"], "top_p = 2.0: expected"),
         (["--style=calm"], "focused, creative, wild"),
         (["--prompt=a", "--prompt_file=b"], "expected one of the two"),
         (["--prompt_file=absent.txt"], "absent.txt"),
         (["--model=absent.pt"], "absent.pt"),
+        (["--prompt=a\udcff"], "--prompt: character 1 is not UTF-8"),
+        (["--temperature=nan"], "temperature = nan"),
+        (["--temperature=1e-40"], "temperature = 1e-40: expected 0 (greedy), or 0.0001 and more"),
+        (["--max_new_tokens=99999999999999"], "max_new_tokens = 99999999999999: expected at most"),
+        (["--seed=18446744073709551616"], "seed = 18446744073709551616: expected at most"),
     ],
 )
 def test_sample_command_errors_are_one_line(flags, message, capsys):

@@ -11,6 +11,7 @@ from helpers import TINY, as_flags
 
 import sweep
 import train_gpt2
+from system.lock import folder_lock
 from tracking.runlog import RunLog, read_config
 
 
@@ -61,6 +62,24 @@ def test_sweep_that_is_stopped_saves_its_run(corpus, tmp_path, capfd):
     assert len(list((tmp_path / "sweep").glob("*/*.pt"))) == 1
 
 
+def test_sweep_trains_a_point_again_whose_last_checkpoint_is_damaged(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "run_point", run_in_process)
+    flags = flags_of(corpus, tmp_path / "sweep", max_steps=1)
+    sweep.main(flags)
+    last = tmp_path / "sweep" / "only" / "model_00001.pt"
+    good = last.read_bytes()
+    last.write_bytes(good[:1000])
+    (tmp_path / "sweep" / "only" / "model_00000.pt").write_bytes(good)  # to resume from
+    sweep.main(flags)
+    assert "already done" not in capsys.readouterr().out
+
+
+def test_sweep_has_one_process_at_a_time(corpus, tmp_path, capsys):
+    with folder_lock(tmp_path / "sweep"), pytest.raises(SystemExit):
+        sweep.main(flags_of(corpus, tmp_path / "sweep"))
+    assert "sweep is in use by process" in capsys.readouterr().err
+
+
 def points(*argv):
     return sweep.make_grid([*argv])[1]
 
@@ -87,6 +106,10 @@ def test_make_grid_does_not_split_a_prompt_at_commas():
         (["--log_dir=a,b"], "expected one folder"),
         (["--B=4,4"], "two runs of the grid are the same"),
         (["--max_lrr=1,2"], "did you mean max_lr"),
+        (["--n_head=12,5"], "not divisible by n_head = 5"),
+        (["--nproc_per_node=0"], "nproc_per_node = 0: expected at least 1"),
+        (["--max_lr=1,nan"], "max_lr = nan"),
+        (["--data_dir=" + "x" * 300 + ",y"], "more than 255 bytes"),
     ],
 )
 def test_error_anywhere_in_the_grid_is_reported_before_the_first_run(capsys, monkeypatch, argv, words):

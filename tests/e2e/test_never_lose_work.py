@@ -1,18 +1,21 @@
 """Stop, kill and freeze real training processes, and fill their disk: what they leave can be resumed."""
 
+import fcntl
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from helpers import ROOT, TINY, as_flags, run_script, write_corpus
+from helpers import ROOT, TINY, as_flags, run_script, torchrun, write_corpus
 
 from formats import checkpoint
 from tracking.runlog import read_log
+from training.parallel import SHARD_MODES
 
 SETTINGS = TINY | {"max_steps": 40, "checkpoint_interval": 5, "val_interval": 10, "keep_last": 2, "dropout": 0.1}
 
@@ -102,6 +105,25 @@ def test_signals_finish_the_step_save_and_exit_0(uninterrupted, tmp_path):
     assert_same_end(tmp_path / "log", uninterrupted)
 
 
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="the size of a pipe is set on Linux only")
+def test_signal_while_nothing_reads_stdout_saves_and_exits_0(tmp_path):
+    """As in a paused pager. The pipe is full after a few steps."""
+    corpus, log = write_corpus(tmp_path / "data"), tmp_path / "log" / "log.txt"
+    process = start(tmp_path / "log", corpus, settings=SETTINGS | {"max_steps": 10**6, "checkpoint_interval": 0})
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    wait_until(lambda: log.exists() and " output_lost " in log.read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert max(checkpoint.list_checkpoints(tmp_path / "log")) == read_log(log)["train"].steps[-1] + 1
+
+
+def wait_until(condition, timeout=60):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_second_ctrl_c_stops_at_once(uninterrupted, tmp_path):
     slow = SETTINGS | {"total_batch_size": 1024 * 32, "max_steps": 100, "checkpoint_interval": 1}
     process = start(tmp_path / "log", uninterrupted[0], settings=slow)
@@ -130,6 +152,19 @@ def test_torchrun_restart_after_a_killed_rank_is_bit_identical(tmp_path):
     assert ends[0][1] == ends[1][1]
     for weight, expected in zip(ends[1][0].values(), ends[0][0].values(), strict=True):
         assert torch.equal(weight, expected)
+
+
+def test_resume_is_bit_identical_on_three_ranks_in_each_shard_mode(tmp_path):
+    """With more than two ranks the order of a sum matters, and DDP changes it after its first step."""
+    done = torchrun(3, "tests/resume_on_ranks.py", tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("resuming from") == len(SHARD_MODES)
+    for shard in SHARD_MODES:
+        whole, resumed = (
+            checkpoint.load(tmp_path / f"{shard}_{name}" / "model_00004.pt") for name in ("whole", "resumed")
+        )
+        for name, weight in whole["model"].items():
+            assert torch.equal(resumed["model"][name], weight), (shard, name)
 
 
 def worker_pids(agent):
@@ -179,7 +214,8 @@ def test_full_disk_keeps_earlier_checkpoints_and_the_run(tmp_path):
     script = f'{mount.replace("$0", str(tmp_path / "small"))} && {train}; echo "exit $?"; {sys.executable} -c "{check}"'
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "(No space left on device); earlier files are unchanged" in done.stdout, done.stdout + done.stderr
-    assert "exit 0" in done.stdout
+    assert "exit 2" in done.stdout, "the last checkpoint is missing"
+    assert "model_00004.pt could not be written" in done.stderr
     assert "good: " in done.stdout
     assert "model_0000" in done.stdout.split("good: ")[1], done.stdout
     assert "Traceback" not in done.stderr

@@ -118,13 +118,13 @@ def test_read_refuses_damaged_and_incomplete_folders(folder):
     (folder / "model.safetensors").unlink()
     assert "holds no model.safetensors" in refusal(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
-    assert "model.safetensors.index.json cannot be read" in refusal(folder)
+    assert "model.safetensors.index.json holds [], expected a JSON object" in refusal(folder)
     (folder / "model.safetensors.index.json").unlink()
-    torch.save([1, 2], folder / "pytorch_model.bin")
+    torch.save([torch.zeros(10**5)], folder / "pytorch_model.bin")
     assert "pytorch_model.bin is not a model" in refusal(folder)
-    for content in ("{", "[]"):
+    for content, words in (("{", "config.json is damaged"), ("[]", "config.json holds [], expected a JSON object")):
         (folder / "config.json").write_text(content)
-        assert "config.json cannot be read" in refusal(folder)
+        assert words in refusal(folder)
     (folder / "config.json").unlink()
     assert "has no config.json" in refusal(folder)
 

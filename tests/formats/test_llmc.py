@@ -207,6 +207,9 @@ def test_write_eval_holds_every_example(tmp_path):
     assert parse_eval(tmp_path / "eval.bin") == examples
     with pytest.raises(UserError, match="example 0 does not fit the format"):
         llmc.write_eval(tmp_path / "long.bin", [(0, [1] * 32763, [[1], [2], [3], [4]])])
+    for label, endings in ((-1, [[1], [2]]), (2**40, [[1], [2]]), (4, [[1], [2], [3], [4]]), (0, [])):
+        with pytest.raises(UserError, match=f"example 0 has label {label}"):
+            llmc.write_eval(tmp_path / "label.bin", [(label, [1], endings)])
     with pytest.raises(UserError, match="no examples"):
         llmc.write_eval(tmp_path / "none.bin", [])
 

@@ -40,8 +40,16 @@ GOOD = {"ind": 0, "activity_label": "x", "ctx": "a", "endings": ["b", "c", "d", 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (json.dumps(GOOD)[:-20], "line 2 is not JSON"),
-        ("[1, 2]", "line 2: expected an object"),
+        (json.dumps(GOOD)[:-20], "line 2 is damaged or not JSON"),
+        ("[1, 2]", "line 2 holds [1, 2], expected a JSON object"),
+        ("[" * 100_000, "line 2 is damaged or not JSON"),
+        ("9" * 5000, "line 2 is damaged or not JSON"),
+        (GOOD | {"label": -1}, "line 2: label is -1"),
+        (GOOD | {"label": 2**70}, "line 2: label is 1180591620717411303424"),
+        (GOOD | {"label": True}, "line 2: label is True"),
+        (GOOD | {"label": "x" * 10**6}, "line 2: label is 'xxx"),
+        (GOOD | {"endings": []}, "line 2: endings has 0 elements"),
+        (GOOD | {"endings": None}, "line 2: endings is None"),
         (GOOD | {"endings": ["b", "c", "d"]}, "line 2: endings has 3 elements, expected 4"),
         (GOOD | {"endings": ["b", "c", "d", 5]}, "line 2: endings"),
         (GOOD | {"endings": "bcde"}, "line 2: endings is 'bcde'"),
@@ -62,7 +70,15 @@ def test_read_records_names_a_malformed_line(tmp_path, bad, message):
 
 def test_read_records_refuses_an_empty_or_missing_file(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    for name, message in (("empty.jsonl", "is empty"), ("absent.jsonl", "No such file"), (".", "directory")):
+    (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, message in (
+        ("empty.jsonl", "is empty"),
+        ("absent.jsonl", "No such file"),
+        (".", "is a folder"),
+        ("binary.jsonl", "is damaged or not HellaSwag's .jsonl"),
+        ("pipe.jsonl", "is a pipe"),
+    ):
         with pytest.raises(UserError, match=message):
             read_records(tmp_path / name)
 

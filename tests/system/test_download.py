@@ -1,17 +1,76 @@
 """Downloads from a real local server that breaks off, continues and delivers the wrong file."""
 
+import contextlib
 import hashlib
 import http.server
+import os
+import re
+import socket
 import threading
+import time
 
 import pytest
 
-from system.download import download, download_from_any
+from system import download as download_module
+from system.download import download, download_from_any, try_download
 from system.errors import UserError
 
 BODY = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(BODY).hexdigest()
 NO_SERVER = "http://127.0.0.1:9/file"  # nothing listens on port 9
+
+
+def answer_raw(first, then=(), pause=0.02):
+    """A server on a free port that sends bytes as they are: `first`, then each of `then` after a pause. Its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(first)
+            for data in then:
+                time.sleep(pause)
+                connection.sendall(data)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/file"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+DRIP = [b"x"] * 500  # a byte each 20 ms
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "reason"),
+    [
+        (b"garbage\r\n\r\n", (), "BadStatusLine"),
+        (HEAD + b"X: " + b"x" * 70_000, (), "LineTooLong"),
+        (HEAD + b"X: x\r\n" * 200 + b"\r\n", (), "HTTPException"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", (), "IncompleteRead|invalid literal"),
+        (HEAD + b"Content-Length: many\r\n\r\n", (), "invalid literal"),
+        (HEAD + b"Content-Length: 9\r\n\r\nabc", (), "broke off"),
+        (HEAD + b"Content-Length: 500\r\n\r\n", DRIP, "less than 2,000 bytes a second"),
+        (HEAD, DRIP, "timed out|TimeoutError"),
+        (HEAD + b"\r\n" + b"x" * 9_000, (), "more than 5,000 bytes"),
+        (b"", (), "closed connection"),
+    ],
+)
+def test_try_download_reports_any_answer_and_takes_limited_time_and_bytes(tmp_path, monkeypatch, first, then, reason):
+    monkeypatch.setattr(download_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download_module, "LARGEST", 5_000)
+    begin = time.monotonic()
+    assert re.search(reason, str(try_download(answer_raw(first, then), tmp_path / "file", SHA256)))
+    assert time.monotonic() - begin < 2
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX")
+@pytest.mark.parametrize("name", ["file", "file.part"])
+def test_download_refuses_a_pipe_which_would_block(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a pipe"):
+        download_from_any((NO_SERVER,), tmp_path / "file", SHA256, "")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """`command` turns expected exceptions into exit codes."""
 
+import signal
 import subprocess
 import sys
 
@@ -50,3 +51,12 @@ def test_command_exits_0_without_a_message_when_stdout_is_closed():
     process.stdout.close()
     assert process.wait(30) == 0
     assert process.stderr.read() == b""
+
+
+def test_command_that_is_interrupted_while_it_imports_exits_130_without_a_traceback():
+    script = [sys.executable, "-X", "importtime", str(ROOT / "train_gpt2.py")]
+    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    next(line for line in process.stderr if "numpy" in line)  # torch is being imported
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.read().endswith("\ninterrupted\n")
+    assert process.wait(30) == 130

@@ -1,11 +1,14 @@
 import errno
+import itertools
 import pickle
+import socket
+import time
 
 import pytest
 
-from system.errors import UserError
+from system.errors import NetworkError, UserError
 from text import retry
-from text.retry import NetworkError, Retry, describe_network_error
+from text.retry import Retry, describe_network_error
 
 
 class Refusal(Exception):
@@ -51,7 +54,37 @@ def test_retry_waits_as_long_as_the_server_asks(pauses):
 def test_retry_gives_up_at_its_limit_and_names_three_ways_out(pauses):
     with pytest.raises(UserError, match=r"gave up after 10 s.*HF_ENDPOINT.*HF_HUB_OFFLINE.*--fraction 0\.001"):
         Retry(10, "--fraction 0.001").call(failing(*[ConnectionError()] * 9))
-    assert pauses == [1, 2, 4, 3]
+    assert pauses == pytest.approx([1, 2, 4, 3], abs=0.1)
+
+
+def test_retry_counts_the_time_of_failing_attempts(pauses, monkeypatch):
+    def fail_slowly():
+        time.sleep(0.3)
+        raise ConnectionError
+
+    with pytest.raises(UserError, match="gave up after 1 s"):
+        Retry(1, "").call(fail_slowly)
+    assert pauses == pytest.approx([0.7], abs=0.1)
+
+
+def test_retry_gives_up_an_attempt_that_does_not_end(pauses, monkeypatch):
+    monkeypatch.setattr(retry, "ATTEMPT_S", 0.3)
+    monkeypatch.setattr(retry, "STALL_S", 0.3)
+    received = itertools.count()
+    assert Retry(0.2, "").call(lambda: time.sleep(0.9), received=lambda: next(received)) is None
+    with pytest.raises(UserError, match="does not answer; gave up after 0 s"):
+        Retry(0.2, "").call(time.sleep, 30)
+
+
+def test_retry_gives_up_at_once_where_a_name_does_not_resolve(pauses):
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with pytest.raises(UserError, match=r"does not resolve.*HF_ENDPOINT.*HF_HUB_OFFLINE.*--fraction 0\.001"):
+        Retry(600, "--fraction 0.001").call(failing(unknown))
+    assert pauses == []
+    attempts = Retry(600, "")
+    attempts.call(failing())
+    assert attempts.call(failing(unknown)) == "done", "a network that worked before may come back"
+    assert pauses == [1]
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), UserError("a mistake")])

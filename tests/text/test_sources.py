@@ -8,8 +8,8 @@ import pytest
 from corpus import tokenizer_or_skip
 
 from system.errors import UserError
+from text.progress import open_progress
 from text.retry import Retry
-from text.shard_writer import open_progress
 from text.sources import SOURCES, FetchOptions, find_download, get_source, short_name, stdlib_files
 
 

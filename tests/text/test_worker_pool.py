@@ -2,7 +2,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from worker_functions import fail_once, kill_own_process, raise_error, square_slowly
+from worker_functions import abort_at_three, fail_once, kill_own_process, raise_error, square_slowly
 
 from system.errors import UserError
 from text.worker_pool import map_in_order
@@ -41,5 +41,13 @@ def test_map_in_order_reports_errors_of_workers():
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_map_in_order_reports_a_killed_worker():
-    with pytest.raises(UserError, match="a worker process was killed"):
+    with pytest.raises(
+        UserError, match=r"a worker process was killed \(out of memory\?\) while reading 0; lower --num"
+    ):
         run(kill_own_process, range(5), 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGABRT is POSIX")
+def test_map_in_order_names_the_piece_that_crashed_a_worker():
+    with pytest.raises(UserError, match=r"crashed while reading 3 \(SIGABRT\): the file is probably damaged"):
+        run(abort_at_three, range(8), 1)

@@ -5,6 +5,7 @@ import pytest
 
 from system.errors import UserError
 from tokens.dataloader import TrainLoader, Windows, permute, validation_batches
+from tokens.shards import open_shard, write_shard
 
 T = 8
 
@@ -120,3 +121,11 @@ def test_validation_batches_of_more_tokens_than_the_split_holds_are_the_whole_sp
 def test_windows_report_a_split_shorter_than_one_window():
     with pytest.raises(UserError, match=r"val split's longest shard has 8 tokens, fewer than T \+ 1 = 9"):
         Windows([np.arange(8, dtype=np.uint16)], T, "val")
+
+
+def test_windows_refuse_ids_above_the_largest_that_meta_json_gives(tmp_path):
+    write_shard(tmp_path / "x_train.npy", np.array([*range(8), 300, *range(8)], np.uint16))
+    windows = Windows([open_shard(tmp_path / "x_train.npy")], 4, max_id=256)
+    windows.batch([0])
+    with pytest.raises(UserError, match=r"x_train\.npy holds token id 300, but the largest id in meta\.json is 256"):
+        windows.batch([2])

@@ -27,6 +27,15 @@ def test_inspect_prints_the_content_and_finds_a_flipped_bit(tmp_path, capsys):
         inspect(tmp_path)
 
 
+@pytest.mark.parametrize("tokenizer", ["byte", "gpt2"])
+def test_inspect_reports_ids_above_the_vocabulary(tmp_path, capsys, tokenizer):
+    entries = [write_shard(tmp_path / shard_name("a", i, ".npy"), np.full(9, 60_000, np.uint16)) for i in range(2)]
+    write_meta(tmp_path, {"tokenizer": tokenizer, "source": "s", "shards": entries})
+    with pytest.raises(UserError, match=rf"holds token id 60000, but the {tokenizer} vocabulary ends at"):
+        inspect(tmp_path)
+    assert "train begins with ids [60000, " in capsys.readouterr().out
+
+
 def test_inspect_reads_shards_made_elsewhere(tmp_path, capsys):
     for name in ("x_train.bin", "x_val.bin"):
         header = np.zeros(256, "<i4")

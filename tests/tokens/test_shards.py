@@ -1,13 +1,14 @@
 """Token shards: both file formats, damaged files, and folders with and without meta.json."""
 
 import json
+import os
 import struct
 
 import numpy as np
 import pytest
 
 from system.errors import UserError
-from tokens.shards import list_shards, open_data, open_shard, shard_name, split_of, write_meta, write_shard
+from tokens.shards import list_shards, open_data, open_shard, read_meta, shard_name, split_of, write_meta, write_shard
 
 TOKENS = np.array([50256, 1, 2, 65535, 0], dtype=np.uint16)
 
@@ -37,11 +38,11 @@ def test_write_shard_bin_has_llmcs_layout(tmp_path):
 
 def damage(path, how):
     data = path.read_bytes()
-    path.write_bytes({"truncated": data[:-1], "too long": data + b"\0", "not a": b"\1" * 2048}[how])
+    path.write_bytes({"truncated": data[:-1], "too long": data + b"\0", "(damaged or )?not a": b"\1" * 2048}[how])
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".bin"])
-@pytest.mark.parametrize("how", ["truncated", "too long", "not a"])
+@pytest.mark.parametrize("how", ["truncated", "too long", "(damaged or )?not a"])
 def test_open_shard_reports_a_damaged_file(tmp_path, suffix, how):
     path = tmp_path / f"x{suffix}"
     write_shard(path, TOKENS)
@@ -110,6 +111,50 @@ def test_open_data_reports_files_that_differ_from_meta_json(tmp_path):
         open_data(tmp_path, "make")
     list_shards(tmp_path, "train")[0].unlink()
     with pytest.raises(UserError, match=r"edufineweb_train_000001.npy is listed .* but missing"):
+        open_data(tmp_path, "make")
+
+
+ENTRY = {"file": "x_train.npy", "tokens": 5, "max_id": 7, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        "not JSON",
+        "[" * 100_000,
+        '{"shards":' * 100_000,
+        *map(
+            json.dumps,
+            [
+                {"tokenizer": "byte"},
+                {"tokenizer": ["byte"], "shards": []},
+                {"tokenizer": "other", "shards": [ENTRY]},
+                {"tokenizer": "byte", "shards": {"a": 1}},
+                {"tokenizer": "byte", "shards": [7]},
+                {"tokenizer": "byte", "shards": [{"file": "x_train.npy"}]},
+                *({"tokenizer": "byte", "shards": [ENTRY | {k: v}]} for k, v in {"tokens": "5", "max_id": -1}.items()),
+            ],
+        ),
+    ],
+    ids=lambda content: content[:40],
+)
+def test_read_meta_reports_any_other_json(tmp_path, content):
+    (tmp_path / "meta.json").write_text(content)
+    with pytest.raises(UserError, match=r"meta\.json") as caught:
+        read_meta(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX")
+@pytest.mark.parametrize("name", ["tiny_000001_train.npy", "tiny_000001_train.bin", "meta.json"])
+def test_open_data_refuses_a_pipe_which_would_block(tmp_path, name):
+    make_folder(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is a pipe"):
         open_data(tmp_path, "make")
 
 

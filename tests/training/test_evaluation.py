@@ -6,6 +6,7 @@ import torch
 from helpers import write_hellaswag
 from torch.nn import functional as F
 
+from formats import checkpoint
 from tracking.runlog import read_log
 from train_gpt2 import train
 
@@ -57,6 +58,30 @@ def test_compiled_training_does_not_recompile_after_an_evaluation(make_run, tmp_
     plain = make_run(max_steps=4)
     train(plain)
     np.testing.assert_allclose(compiled, read_log(plain.cfg.log_dir)["train"].values, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_evaluation_that_raises_changes_nothing_and_comes_after_the_save(make_run, tmp_path, capsys, number):
+    settings = {"dropout": 0.1, "val_interval": 2, "sample_interval": 2, "hellaswag_interval": 2, "sample_tokens": 4}
+    settings |= {"hellaswag_data": write_hellaswag(tmp_path / "hellaswag.jsonl"), "checkpoint_interval": 2}
+    plain = make_run(**settings)
+    train(plain)
+    run = make_run(**settings)
+    saved = []
+
+    def fail(run):
+        saved.append((run.state.step, max(checkpoint.list_checkpoints(tmp_path / "log"), default=None)))
+        run.model.eval()
+        raise ZeroDivisionError("of a test")
+
+    run.evaluations[number].measure = fail
+    train(run)
+    name = run.evaluations[number].name
+    assert f"warning: {name} failed (ZeroDivisionError: of a test); the run goes on" in capsys.readouterr().out
+    for p, expected in zip(run.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(p, expected)
+    if number > 0:  # the validation decides which checkpoint is the best, so it comes before the save
+        assert all(step in (0, newest) for step, newest in saved), saved
 
 
 def test_evaluation_that_is_not_available_is_named_and_left_out(make_run, capsys):

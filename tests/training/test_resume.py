@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, as_flags, write_corpus
+from helpers import TEXT, TINY, as_flags, write_corpus
 
 import train_gpt2
 from configurator import configure
 from formats import checkpoint
 from system.errors import NothingToDo, UserError
+from tracking import runlog
 from tracking.runlog import read_log
 from train_gpt2 import train
+from training import evaluation
 from training.config import TrainConfig, recorded_settings
+from training.saving import CONTENT
 from training.schedule import learning_rate
 
 
@@ -189,6 +192,13 @@ def test_resume_refuses_data_of_another_length(make_run, tmp_path):
         make_run(max_steps=2, resume=True)
 
 
+def test_resume_refuses_other_data_of_the_same_length(make_run, tmp_path):
+    train(make_run(max_steps=1))
+    write_corpus(tmp_path / "data", text=TEXT.replace("1", "2"))
+    with pytest.raises(UserError, match=r"holds other tokens than those that .*model_00001\.pt was trained on"):
+        make_run(max_steps=2, resume=True)
+
+
 def test_resume_without_a_checkpoint_starts_a_new_run(make_run, capsys):
     assert make_run(resume=True).state.step == 0
     assert "nothing to resume" in capsys.readouterr().out
@@ -224,6 +234,36 @@ def test_resume_refuses_to_start_if_every_checkpoint_is_damaged(make_run, tmp_pa
     assert {path: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(data, the content of the last checkpoint) of a run of one step."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_corpus(folder / "data")
+    train_gpt2.main(as_flags(TINY | {"max_steps": 1, "data_dir": data, "log_dir": folder / "log"}))
+    return data, final_state(folder / "log")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("n_layer", 10**9), *((name, "x") for name in CONTENT), ("outliers", None)]
+)
+def test_resume_refuses_a_checkpoint_without_its_parts_under_a_valid_checksum(finished, tmp_path, capsys, name, wrong):
+    data, content = finished
+    if wrong is None:
+        content = {key: value for key, value in content.items() if key != name}
+    elif name == "n_layer":
+        content = content | {"model_config": content["model_config"] | {name: wrong}}
+    elif name == "tokenizer":
+        content = content | {name: 3}
+    else:
+        content = content | {name: wrong}
+    checkpoint.save(tmp_path / "model_00001.pt", content)
+    with pytest.raises(SystemExit) as caught:
+        train_gpt2.main(as_flags(TINY | {"resume": True, "data_dir": data, "log_dir": tmp_path}))
+    line = capsys.readouterr().err
+    assert (caught.value.code, line.count("\n")) == (2, 1)
+    assert "model_00001.pt" in line
+
+
 def test_save_keeps_the_newest_and_the_best(make_run, tmp_path, monkeypatch):
     losses = iter([9.0, 3.0, 5.0, 4.0, 6.0, 7.0])
     run = make_run(max_steps=5, checkpoint_interval=1, keep_last=2, val_interval=1)
@@ -256,6 +296,37 @@ def test_save_that_fails_harms_no_other_checkpoint(make_run, tmp_path, monkeypat
         train(run)
     assert "model_00004.pt (No space left on device)" in capsys.readouterr().out
     assert list(checkpoint.list_checkpoints(tmp_path / "log")) == ([2] if policy == "stop" else [2, 6])
+
+
+def test_save_never_prunes_good_checkpoints_for_damaged_ones(make_run, tmp_path):
+    """A resumed run goes back behind a damaged checkpoint; with keep_last = 1 that one must not replace the good."""
+    settings = {"max_steps": 6, "checkpoint_interval": 2, "keep_last": 0}
+    train(make_run(**settings))
+    found = checkpoint.list_checkpoints(tmp_path / "log")
+    for step in (4, 6):
+        found[step].write_bytes(b"damaged")
+    run = make_run(**settings | {"keep_last": 2, "max_steps": 5, "checkpoint_interval": 0}, resume=True)
+    train(run)
+    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [2, 4, 5, 6]
+    checkpoint.prune(tmp_path / "log", 1, None, run.good_steps)
+    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [5, 6]
+
+
+@pytest.mark.parametrize("failing", ["model_00005.pt", "plot.png", "log.txt"])
+def test_finish_exits_2_and_names_what_could_not_be_written(corpus, tmp_path, monkeypatch, capsys, failing):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    target = {"model_00005.pt": (checkpoint, "save"), "plot.png": (evaluation, "plot_runs")}.get(failing)
+    if target:
+        monkeypatch.setattr(*target, fail)
+    else:
+        monkeypatch.setattr(runlog.RunLog, "is_complete", lambda log: False)
+    with pytest.raises(SystemExit) as stop:
+        train_gpt2.main(as_flags(TINY | {"data_dir": corpus, "log_dir": tmp_path / "log"}))
+    assert stop.value.code == 2
+    assert f"done, but {tmp_path / 'log' / failing} could not be written" in capsys.readouterr().err
+    assert (tmp_path / "log" / "model_00005.pt").exists() == (failing != "model_00005.pt")
 
 
 def test_save_writes_only_what_weights_only_reads(make_run, tmp_path):
