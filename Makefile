@@ -12,6 +12,7 @@ quickstart: .venv/installed
 	@printf 'class Parser:\n    def __init__(self, ' | \
 		$(BIN)/python sample.py --model log/quickstart --num_samples 3 --max_new_tokens 350 --style focused
 	@echo
+	@echo "next:           source .venv/bin/activate   (the commands in README.md then work as they are written)"
 	@echo "the model:      log/quickstart/model_*.pt   (python sample.py --prompt 'def ' continues whatever you type)"
 	@echo "the loss plot:  log/quickstart/plot.png"
 	@echo "the log:        log/quickstart/log.txt"

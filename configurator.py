@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import tyro
 
 from system.errors import UserError, first_line
+from system.foreign_flags import foreign_hint
 
 BOOLEANS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
 BOOLEAN_TYPES = (bool, bool | None)  # None: the program decides
@@ -49,10 +50,11 @@ class Range:
         return f"more than {self.low}" if self.excluded == self.low else f"at least {self.low}"
 
 
-def configure(cls, argv=None, positional=None):
+def configure(cls, argv=None, positional=None, recall=None):
     """Build an instance of `cls`, a dataclass with a default for every field, from config files and flags.
 
     Arguments without dashes are config files. If `positional` names a field, they are the values of that field instead.
+    `recall(config)` may return earlier settings {name: value}, for what neither files nor flags set.
     A number outside the `Range` of its field is refused. If `cls` has a method `check()`, it is called on the result to
     reject values and combinations that types and ranges allow.
     Raises `UserError` for every mistake in `argv` or in a config file; `--help` prints the settings and exits.
@@ -71,8 +73,12 @@ def configure(cls, argv=None, positional=None):
         show_help(cls(**settings), positional)
     for name, text in flags:
         require_known(name, field_types, f"--{name}")
+        refuse_foreign_flag(f"--{name}={text}", field_types)
         settings[name] = parse_text(text, field_types[name], f"--{name}")
     config = cls(**settings)
+    if recall is not None:
+        recalled = {name: check_type(value, field_types[name], name) for name, value in recall(config).items()}
+        config = cls(**recalled | settings)
     check_ranges(config)
     if callable(getattr(config, "check", None)):
         config.check()
@@ -88,6 +94,7 @@ def split_arguments(argv, field_types):
     while rest:
         arg = rest.pop(0)
         if not arg.startswith("--"):
+            refuse_foreign_flag(arg.partition("=")[0], field_types)
             words.append(arg)
             continue
         name, equals, text = arg[2:].partition("=")
@@ -181,9 +188,17 @@ def parse_text(text, field_type, where):
 
 def require_known(name, field_types, where):
     if name not in field_types:
+        refuse_foreign_flag(f"--{name}", field_types, where)
         nearest = difflib.get_close_matches(name, field_types, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all settings"
         raise UserError(f"{where}: no such setting; {hint}")
+
+
+def refuse_foreign_flag(flag, field_types, where=None):
+    """Raise `UserError` if `flag` is another program's flag for a setting that has another name here."""
+    hint = foreign_hint(flag, field_types)
+    if hint is not None:
+        raise UserError(f"{where or flag}: {hint}")
 
 
 def parse_positional(name, field_type, words):

@@ -1,10 +1,10 @@
 """Write a model in another program's format, or find where two models differ.
 
-    python export.py log/model_19073.pt --to hf --out my-gpt2                a folder in Hugging Face's format
+    python export.py log/model_19073.pt --to hf --out my_gpt2                a folder in Hugging Face's format
     python export.py log/model_19073.pt --to llmc --out gpt2_124M.bin --debug_state
     python export.py gpt2 --to llmc-tokenizer --out gpt2_tokenizer.bin       the tokenizer of that name
     python export.py hellaswag_val.jsonl --to llmc-hellaswag --out hellaswag_val.bin
-    python export.py log/model_19073.pt --check my-gpt2                      exit code 1 if the models differ
+    python export.py log/model_19073.pt --check my_gpt2                      exit code 1 if the models differ
 
 `--check` runs a folder in Hugging Face's format with `transformers`, so it compares implementations and not only
 weights. It also takes a debug state of llm.c, which holds the logits and gradients of a port.
@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from configurator import Range, configure
-from formats import hugging_face, llmc
+from formats import checkpoint, hugging_face, llmc
 from formats.read import read
 from inference import compare
 from inference.hellaswag import read_records
@@ -42,7 +42,8 @@ class Settings:
     """Write a model in another program's format, or compare it with another model."""
 
     source: tyro.conf.Positional[str] = ""
-    """a model (gpt2 … gpt2-xl, a folder, a checkpoint, an llm.c file), a tokenizer's name, or HellaSwag's .jsonl"""
+    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c;
+    for llm.c also a tokenizer's name, or HellaSwag's .jsonl"""
     to: Literal["hf", "llmc", "llmc-bf16", "llmc-tokenizer", "llmc-hellaswag"] | None = None
     """format to write: a folder in Hugging Face's format, or one of llm.c's files"""
     out: str | None = None
@@ -52,7 +53,7 @@ class Settings:
     shard: str | None = None
     """token shard whose first tokens are the batch of the debug state; by default random ids"""
     check: str | None = None
-    """compare with this model or llm.c debug state"""
+    """compare with another model (as above), or with a debug state of llm.c"""
     tolerance: Annotated[float, Range(0)] = 1e-5
     """with --check: differences up to this share of a tensor's largest value are allowed"""
 
@@ -123,7 +124,7 @@ def export_tokenizer(settings):
 def export_hellaswag(settings):
     """Write HellaSwag's .jsonl as an evaluation file of llm.c, in GPT-2's tokens."""
     encode = get_tokenizer("gpt2").encode
-    records = tqdm(read_records(settings.source), unit="ex", desc="encoding", leave=False)
+    records = tqdm(read_records(settings.source), unit="ex", desc="encoding", leave=False, disable=None)
     examples = ((r.label, encode(r.ctx), [encode(" " + ending) for ending in r.endings]) for r in records)
     make_parent(settings.out)
     count = llmc.write_eval(settings.out, examples)
@@ -189,7 +190,8 @@ def compare_with(model, other, tolerance):
     if Path(other).is_file() and llmc.is_debug_state(other):
         state = llmc.read_debug_state(other, model.config.shape)
         return compare.report_debug_state(model, state, tolerance)
-    in_transformers = other in hugging_face.PRETRAINED or Path(other).is_dir()
+    is_run = bool(checkpoint.list_checkpoints(other))
+    in_transformers = other in hugging_face.PRETRAINED or (Path(other).is_dir() and not is_run)
     theirs = compare.load_in_transformers(other) if in_transformers else GPT.from_pretrained(other)
     idx = random_ids(model.config.vocab_size, 1, model.config.block_size)  # one row that uses every position
     lines, differ = compare.report_models(model, theirs, idx, tolerance)

@@ -5,8 +5,8 @@ python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours]
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import tyro

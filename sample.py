@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import torch
 
 from configurator import Range, configure
-from formats.checkpoint import newest_checkpoint
+from formats.checkpoint import describe_age, newest_checkpoint
 from formats.read import read
 from inference.eval_model import for_inference
 from inference.generate import GenerationConfig, generate
@@ -33,7 +33,8 @@ class Settings:
     """Continue a prompt with a model."""
 
     model: str | None = None
-    """a checkpoint, a folder, or gpt2 … gpt2-xl; by default the newest checkpoint under log/"""
+    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c;
+    by default the newest checkpoint under log/"""
     prompt: str | None = None
     """text to continue; by default what is piped in, else "Hello, I'm a language model,", or nothing for byte models"""
     prompt_file: str | None = None
@@ -82,7 +83,7 @@ def main(argv=None):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # see `check_utf8`
     prompt = read_prompt(settings)
     rt = runtime.start(settings.device, settings.dtype, settings.seed)
-    model_file = read(newest_checkpoint() if settings.model is None else settings.model)
+    model_file = read(find_newest() if settings.model is None else settings.model)
     if model_file.tokenizer is None:
         raise UserError(f"{model_file.source}: its tokenizer is unknown, so its ids cannot be decoded to text")
     tokenizer = get_tokenizer(model_file.tokenizer)
@@ -93,6 +94,13 @@ def main(argv=None):
             interact(gpt, tokenizer, settings)
         else:
             stream_samples(gpt, tokenizer, settings, DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt)
+
+
+def find_newest():
+    """The path of the newest checkpoint under log/; says which run that is and how old it is."""
+    path = newest_checkpoint()
+    print(f"--model is not given: {describe_age(path)}", file=sys.stderr, flush=True)
+    return path
 
 
 def read_prompt(settings):

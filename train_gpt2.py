@@ -14,7 +14,7 @@ from configurator import configure
 from system import runtime
 from system.errors import command
 from system.signals import StopRequest
-from training.config import TrainConfig
+from training.config import TrainConfig, recorded_settings
 from training.dry_run import print_plan
 from training.evaluation import evaluate, validate
 from training.failures import explain_failures
@@ -27,7 +27,7 @@ from training.setup import set_up
 
 @command
 def main(argv=None):
-    cfg = configure(TrainConfig, argv)
+    cfg = configure(TrainConfig, argv, recall=recorded_settings)
     if cfg.dry_run:
         print_plan(cfg)
         return
@@ -48,7 +48,7 @@ def train(run):
         # Between updates: this does not affect training and is not included in the step time.
         if not stopping:
             stopping = validate(run, last)  # a stop request interrupts a validation
-        if last or stopping or (due(state.step, cfg.checkpoint_interval) and state.step > run.start_step):
+        if last or (state.step > run.start_step and (stopping or due(state.step, cfg.checkpoint_interval))):
             save(run)
         if not stopping:
             evaluate(run, last)

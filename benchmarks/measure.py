@@ -13,7 +13,7 @@ from system.runtime import cpu_name
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. Higher is better, for `ratio` too, whatever the unit: seconds are turned into rates."""
+    """One line of a table. A higher ratio is better, whatever the unit: seconds are turned into rates."""
 
     name: str  # "train/124M/bf16/4x512"
     unit: str  # "tok/s"
@@ -22,10 +22,13 @@ class Row:
     baseline_name: str
     limit: float | None  # what the hardware allows, in the same unit
     note: str = ""  # spread, peak memory, or why there is no figure
+    lower_is_better: bool = False  # of memory
 
     @property
     def ratio(self):
-        return self.ours / self.baseline if self.ours and self.baseline else None
+        if not self.ours or not self.baseline:
+            return None
+        return self.baseline / self.ours if self.lower_is_better else self.ours / self.baseline
 
 
 def time_in_turn(functions, runs=5, warmup=1, synchronize=lambda: None):

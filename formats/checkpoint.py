@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import struct
+import time
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from formats.torch_file import safe_load
 from system.boundary import require_fields, require_regular_file
 from system.errors import UserError
 from system.files import AtomicFile
+from system.words import duration
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"model_(\d+)\.pt")
@@ -207,3 +209,8 @@ def newest_checkpoint(folder="log"):
             " checkpoint or a folder (--model PATH), or use OpenAI's (--model gpt2)"
         )
     return str(max(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)))
+
+
+def describe_age(path):
+    """`log/mine/model_00250.pt, written 12 min ago`."""
+    return f"{path}, written {duration(max(0.0, time.time() - os.path.getmtime(path)))} ago"

@@ -24,7 +24,7 @@ from formats.torch_file import safe_load
 from system.boundary import foreign, library_write, read_json, require_fields, require_regular_file, show
 from system.errors import UserError
 from system.files import flush_folder
-from tokens.tokenizer import VOCAB_SIZES, end_of_text_id, get_tokenizer, tokenizer_of_vocab
+from tokens.tokenizer import EOT_TEXT, VOCAB_SIZES, end_of_text_id, get_tokenizer, tokenizer_of_vocab
 
 
 def gpt2_shape(n_layer, n_head, n_embd):
@@ -216,7 +216,7 @@ def write(folder, shape, tensors, tokenizer):
     """Write a folder from which `AutoModelForCausalLM.from_pretrained(folder)` loads the same model.
 
     `shape` and `tensors` are those of a `ModelFile`; `tokenizer` is a name or None. The folder appears under its name
-    when it is complete. Returns None, or the reason why the GPT-2 tokenizer's files are missing. Raises `OSError`.
+    when it is complete. Returns None, or the reason why the tokenizer's files are missing. Raises `OSError`.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
@@ -229,7 +229,7 @@ def write(folder, shape, tensors, tokenizer):
         write_json(temporary / "config.json", make_config(shape, tokenizer))
         write_json(temporary / "generation_config.json", end_of_text_ids(tokenizer))
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
-        missing = write_gpt2_tokenizer(temporary, shape["block_size"]) if tokenizer == "gpt2" else None
+        missing = write_tokenizer(temporary, tokenizer, shape["block_size"])
         temporary.replace(folder)
         flush_folder(folder.parent)
     finally:
@@ -254,6 +254,35 @@ def end_of_text_ids(tokenizer):
 
 def write_json(path, content):
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(folder, tokenizer, block_size):
+    """Write the files of a tokenizer, from which `AutoTokenizer` loads one with the same ids.
+
+    Returns None, or the reason why there are none.
+    """
+    if tokenizer == "gpt2":
+        return write_gpt2_tokenizer(folder, block_size)
+    if tokenizer == "byte":
+        write_byte_tokenizer(folder, block_size)
+        return None
+    return "the tokenizer's files: the model's tokenizer is unknown"
+
+
+def write_byte_tokenizer(folder, block_size):
+    """Write the byte tokenizer as a BPE without merges whose tokens are bytes: token i is byte i, then end-of-text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}  # the names by which `byte_fallback` finds them
+    eot = EOT_TEXT.decode()
+    tokenizer = Tokenizer(models.BPE(vocabulary | {eot: end_of_text_id("byte")}, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(eot, special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    config |= {"bos_token": eot, "eos_token": eot, "clean_up_tokenization_spaces": False}
+    config["split_special_tokens"] = True  # text is never encoded to end-of-text, as in ours
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def write_gpt2_tokenizer(folder, block_size):

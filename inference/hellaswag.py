@@ -15,6 +15,7 @@ from system.errors import UserError
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # as in Hugging Face's datasets, 2020
 DEFAULT_PATH = Path("data/hellaswag/hellaswag_val.jsonl")
+ANOTHER_FILE = "name it with --data (hellaswag.py) or --hellaswag_data (train_gpt2.py)"
 ENDINGS = 4
 FILE = "HellaSwag's .jsonl"
 
@@ -119,7 +120,7 @@ def encode(records, tokenizer, block_size):
 def original_file():
     """The path of the original validation file, downloaded if absent. Raises `UserError` if its checksum differs."""
     if not DEFAULT_PATH.exists():
-        download(URL, DEFAULT_PATH, SHA256, "to use another copy, pass --data FILE")
+        download(URL, DEFAULT_PATH, SHA256, f"to use another copy, {ANOTHER_FILE}")
     if not has_checksum(DEFAULT_PATH, SHA256):
-        raise UserError(f"{DEFAULT_PATH} is not the original file (wrong checksum): delete it, or pass --data FILE")
+        raise UserError(f"{DEFAULT_PATH} is not the original file (wrong checksum): delete it, or {ANOTHER_FILE}")
     return DEFAULT_PATH

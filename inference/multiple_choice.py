@@ -75,7 +75,9 @@ def score(model, task, rt, progress=False):
     rounding of losses (by less than 1e-4 in float32, by some hundredths in bfloat16).
     """
     losses = torch.zeros(len(task.examples), len(task.examples[0].endings), device=rt.device)
-    bar = tqdm(total=sum(len(batch.index) for batch in task.batches), unit="example", disable=not progress)
+    bar = tqdm(
+        total=sum(len(batch.index) for batch in task.batches), unit="example", disable=None if progress else True
+    )
     counts = torch.zeros(3, dtype=torch.long)  # of this rank so far
     with for_inference(model, rt) as gpt, bar:
         for batch in task.batches:

@@ -29,6 +29,10 @@ class UserError(Exception):
     """
 
 
+class NothingToDo(Exception):
+    """What the command should do is done already. The message is one line; `command` prints it and exits with 0."""
+
+
 class NetworkError(Exception):
     """A request failed in a way that may pass. Can be pickled, unlike most errors of network libraries."""
 
@@ -64,7 +68,8 @@ def command(main):
     """Decorate a script's `main` to turn expected exceptions into exit codes.
 
     A `UserError`, a full disk and a path that cannot be read or written are printed as one line on stderr, by rank 0
-    only, and exit with 2. Ctrl-C exits with 130. A closed stdout (`python sample.py | head`) exits with 0.
+    only, and exit with 2; `NothingToDo` on stdout, with 0. Ctrl-C exits with 130. A closed stdout
+    (`python sample.py | head`) exits with 0.
     """
 
     @functools.wraps(main)
@@ -78,6 +83,10 @@ def command(main):
             return result
         except UserError as error:
             fail(str(error))
+        except NothingToDo as reason:
+            if os.environ.get("RANK", "0") == "0":
+                print(reason, flush=True)
+            sys.exit(0)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr, flush=True)
             sys.exit(130)  # 128 + SIGINT, what a shell reports

@@ -2,7 +2,7 @@
 
 import importlib
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -139,6 +139,34 @@ def test_error_on_the_command_line_is_one_line(argv, words, capsys):
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--batch_size=12"], "--batch_size: nanoGPT's --batch_size is --B here"),
+        (["--learning-rate", "1e-3"], "--learning_rate: nanoGPT's --learning_rate is --max_lr here"),
+        (["-b", "4"], "-b: llm.c's -b is --B here"),
+        (["-d", "cuda"], "-d: build-nanogpt's -d is --device here"),
+        (["-y", "1"], "-y: llm.c's -y is --resume here"),
+    ],
+)
+def test_flag_of_another_program_gets_its_own_hint(argv, words):
+    with pytest.raises(UserError) as error:
+        configure(Settings, argv)
+    assert str(error.value) == words
+
+
+def test_flag_of_another_program_that_has_one_other_value_gets_a_hint():
+    settings = make_dataclass("WithInitFrom", [("init_from", str, "scratch"), ("resume", bool, False)])
+    assert configure(settings, ["--init_from", "gpt2"]).init_from == "gpt2"
+    with pytest.raises(UserError, match="nanoGPT's --init_from=resume is --resume here"):
+        configure(settings, ["--init_from", "resume"])
+
+
+def test_setting_of_another_program_in_a_config_file_gets_a_hint(config_file):
+    with pytest.raises(UserError, match=r"a.py: batch_size: nanoGPT's --batch_size is --B here"):
+        configure(Settings, [config_file("batch_size = 12")])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 from helpers import ROOT
 from torch.distributed.run import get_args_parser
 
+from system.foreign_flags import FOREIGN_FLAGS
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path", "--signal"}  # of uv, the harness and Slurm
 FOREIGN |= {"--accuracy_interval"}  # of the example evaluation in extend.md
@@ -101,3 +103,29 @@ def test_readme_tree_lists_every_command_and_package():
     listed = set(re.findall(r"^(?:.* {2})?(\w+(?:\.py|/)) ", tree, re.M)) | set(re.findall(r"(\w+(?:\.py|/))  ", tree))
     packages = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} - {"benchmarks/"}
     assert listed == {path.name for path in ROOT.glob("*.py")} | packages
+
+
+def flag_pairs(page):
+    """(program, its flag, the setting here) of every row of coming_from.md's tables whose first cell lists flags."""
+    pairs, program = set(), None
+    for left, right in re.findall(r"^\| (.+?) \| (.+?) \|$", page, re.M):
+        if right == "here":
+            program = left
+        theirs, ours = re.findall(r"`(-[^`]+)`", left), re.findall(r"`--(\w+)[^`]*`", right)
+        if left.startswith("`-"):
+            pairs |= {(program, *pair) for pair in zip(theirs, ours, strict=True)}
+    return pairs
+
+
+def test_docs_list_the_flags_of_other_programs_that_get_a_hint():
+    page = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    tables = page.partition("## Which command")[2].partition("## What is different")[0]
+    assert flag_pairs(tables) == {row[:3] for row in FOREIGN_FLAGS}
+    settings = {name for script in ("train_gpt2.py", "sample.py", "hellaswag.py") for name in settings_of(script)}
+    assert {row.setting for row in FOREIGN_FLAGS} <= settings
+
+
+def test_commands_describe_a_model_alike():
+    phrase = "a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"
+    for script in ("sample.py", "hellaswag.py", "export.py", "training/config.py"):
+        assert phrase in " ".join((ROOT / script).read_text(encoding="utf-8").split()), script

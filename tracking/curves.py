@@ -7,7 +7,7 @@ tables: `LOSS`, `EVALUATIONS` and `DIAGNOSTICS`. A stream that is in none of the
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,17 @@ from system.files import AtomicFile
 from tracking import published
 from tracking.labels import Label, end_label, place_labels
 from tracking.runlog import path_of, read_config, read_log
+from tracking.titles import figure_title
 
 # Okabe & Ito 2008: distinguishable for colour-blind readers too (without its yellow, which is too faint on white).
 # Runs that share a colour have different markers, and each run's loss curve is labelled with its name.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv"
 GRAY = "#666666"
+SHORT_RUNS_HOURS = 2  # an axis of hours shows minutes if the longest run takes less
+TICKS = 5  # at most, on a horizontal axis: their labels never touch
+MEDIANS = 400  # points of a median curve
 LARGEST = 1e30  # larger values cannot be drawn, because the size of an axis would overflow
-X_TITLES = {"steps": "steps", "tokens": "tokens", "hours": "hours of training"}
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,20 @@ def draw_figure(log_dirs, x):
     if not any(run.log for run in runs):
         path = path_of(log_dirs[0])
         raise UserError(f"{path} {describe_content(path)}: expected lines STEP STREAM VALUE")
+    x_title = x
+    if x == "hours":
+        runs, x_title = choose_time_unit(runs)
     evaluations = evaluation_panels({stream for run in runs for stream in run.log})
     upper = [LOSS.stream, LOSS.stream, *[panel.stream for panel in evaluations]] if evaluations else [LOSS.stream]
     figure = Figure(figsize=(14, 9), layout="constrained")
     halves = figure.subfigures(2, 1, height_ratios=(3, 2))
     axes = halves[0].subplot_mosaic([upper])
     axes |= halves[1].subplot_mosaic([[panel.stream for panel in DIAGNOSTICS]])
-    figure.suptitle(runs[0].name + describe(runs[0].record) if len(runs) == 1 else f"{len(runs)} runs", fontsize=12)
+    figure.suptitle(figure_title(runs), fontsize=12)
     for panel in (LOSS, *evaluations, *DIAGNOSTICS):
         axis = axes[panel.stream]
-        axis.set_xlabel(X_TITLES[x])
+        axis.set_xlabel(x_title)
+        axis.locator_params(axis="x", nbins=TICKS)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(panel.title)
@@ -125,15 +132,16 @@ def short_names(log_dirs):
     return names
 
 
-def describe(record):
-    """Return a run's main settings as text for the title, or "" if they are unknown."""
-    config, model = record.get("config", {}), record.get("model", {})
-    parts = []
-    if {"parameters", "n_layer", "n_embd"} <= model.keys():
-        parts.append(f"{model['parameters'] / 1e6:,.1f}M parameters, {model['n_layer']} layers of {model['n_embd']}")
-    if {"total_batch_size", "optimizer", "max_lr"} <= config.keys():
-        parts.append(f"{config['total_batch_size']:,} tokens a step, {config['optimizer']} at {config['max_lr']:g}")
-    return "".join(" · " + part for part in parts)
+def choose_time_unit(runs):
+    """Return (runs, title of the axis) of an axis in hours, or in minutes if all runs are short."""
+    longest = max(run.to_x(run.log["dt_ms"].steps[-1]) for run in runs)
+    if longest >= SHORT_RUNS_HOURS:
+        return runs, "hours of training"
+    return [replace(run, to_x=in_minutes(run.to_x)) for run in runs], "minutes of training"
+
+
+def in_minutes(to_hours):
+    return lambda steps: 60 * to_hours(steps)
 
 
 def x_axis(log_dir, log, record, x):
@@ -168,6 +176,23 @@ def smooth(values):
         return (sums[stop] - sums[i - radius]) / (counts[stop] - counts[i - radius])
 
 
+def smooth_by_median(values):
+    """Return (positions, medians), both (m,), m ≤ MEDIANS: of the finite values in the windows of `smooth`.
+
+    A median shows the level of a curve with outliers, which a mean moves towards them.
+    """
+    n = len(values)
+    positions = np.unique(np.linspace(0, n - 1, min(n, MEDIANS)).astype(int))
+    medians = np.full(len(positions), np.nan)
+    for k, i in enumerate(positions):
+        radius = min(n // 60, i)
+        window = values[i - radius : i + radius + 1]
+        window = window[np.isfinite(window)]
+        if len(window):
+            medians[k] = np.median(window)
+    return positions, medians
+
+
 @dataclass(frozen=True)
 class Panel:
     """A panel of the figure. `draw(axis, runs, panel)` draws the curves and returns the labels at their ends."""
@@ -176,7 +201,7 @@ class Panel:
     title: str
     draw: Callable
     number: str  # format of its values, e.g. "{:.4f}"
-    references: Callable | None = None  # runs → {name: value}, drawn as horizontal lines
+    references: Callable | None = None  # config.json of each run → {name: value}, drawn as horizontal lines
 
 
 def draw_losses(axis, runs, panel):
@@ -196,11 +221,20 @@ def draw_losses(axis, runs, panel):
         if len(curve):
             lowest.append(np.nanmin(np.concatenate([curve, val])))
             highest.append(np.quantile(curve, 0.9))
-    references = panel.references(runs)
+    references = panel.references([run.record for run in runs])
     if lowest:  # the top is set without the first steps, whose fall would flatten the rest of the curve
         low, high = min([*lowest, *references.values()]), max([*highest, *references.values()])
-        axis.set_ylim(low - 0.06 * (high - low) - 0.01, high + 0.25 * (high - low) + 0.01)
+        top = high + 0.25 * (high - low) + 0.01
+        axis.set_ylim(low - 0.06 * (high - low) - 0.01, top)
+        say_where_curves_begin(axis, runs, panel, top)
     return labels + draw_references(axis, references, "{} {:.4f}")
+
+
+def say_where_curves_begin(axis, runs, panel, top):
+    """Add to the title of the loss panel at which loss the curves begin, if that is above the panel."""
+    begins = [values[0] for values in (run.points("train")[1] for run in runs) if len(values) and values[0] > top]
+    if begins:
+        axis.set_title(f"{panel.title}\ncut at the top: training begins at {max(begins):.2f}")
 
 
 def draw_scores(axis, runs, panel):
@@ -211,7 +245,7 @@ def draw_scores(axis, runs, panel):
         axis.plot(x, scores, color=run.color, marker=run.marker, markersize=5, linewidth=1.6)
         labels += end_label(x, scores, panel.number, run.color)
     if panel.references is not None:
-        labels += draw_references(axis, panel.references(runs), "{} {:.3f}")
+        labels += draw_references(axis, panel.references([run.record for run in runs]), "{} {:.3f}")
     return labels
 
 
@@ -226,17 +260,20 @@ def draw_lr(axis, runs, panel):
 
 
 def draw_norm(axis, runs, panel):
-    """Draw the gradient norm, raw and smoothed. The axis is cut above most values, so outliers leave the panel."""
-    tops = []
+    """Draw the gradient norm and its moving median. The axis is cut above most values, so outliers leave the panel."""
+    tops, labels = [], []
     for run in runs:
-        draw_raw_and_smoothed(axis, run, panel.stream)
-        _, norm = run.points(panel.stream)
+        x, norm = run.points(panel.stream)
+        positions, medians = smooth_by_median(norm)
+        axis.plot(x, norm, color=run.color, alpha=0.25, linewidth=0.8)
+        axis.plot(x[positions], medians, color=run.color, linewidth=1.6)
+        labels += end_label(x[positions], medians, panel.number, run.color)
         norm = norm[np.isfinite(norm)]
         if len(norm):
             tops.append(1.3 * np.quantile(norm, 0.98))
     top = max(tops, default=0)
     axis.set_ylim(0, top if top > 0 else None)
-    return single_run_label(runs, panel)
+    return labels if len(runs) == 1 else []  # several runs are named in the loss panel only
 
 
 def draw_stream(axis, runs, panel):
@@ -275,33 +312,10 @@ def draw_references(axis, references, text):
     return [Label(None, value, text.format(name, value), GRAY) for name, value in references.items()]
 
 
-def loss_references(runs):
-    """Return published losses if a run trains on FineWeb-Edu with GPT-2's tokenizer; others are not comparable."""
-    return results_for_size(runs, published.FINEWEB_EDU_LOSS) if any(map(is_fineweb_edu, runs)) else {}
-
-
-def hellaswag_references(runs):
-    return {"chance": published.HELLASWAG_CHANCE} | results_for_size(runs, published.HELLASWAG)
-
-
-def results_for_size(runs, table):
-    """Return the results {name: value} of a table of `published` for the runs' model sizes, else for its smallest."""
-    models = [run.record.get("model", {}) for run in runs]
-    sizes = {(model.get("n_layer"), model.get("n_embd")) for model in models} & table.keys()
-    return {name: value for size in sorted(sizes) or [min(table)] for name, value in table[size].items()}
-
-
-def is_fineweb_edu(run):
-    """Whether a run's data is FineWeb-Edu in tokens of GPT-2."""
-    data, folder = run.record.get("data", {}), run.record.get("config", {}).get("data_dir", "")
-    named = "fineweb-edu" in (data.get("source") or "") or Path(folder).name.startswith("edu_fineweb")
-    return named and data.get("tokenizer", "gpt2") == "gpt2"
-
-
 LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validation)"
-LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", loss_references)
+LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", published.loss_references)
 # Upper row, beside the loss: each panel is drawn if a run has its stream.
-EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", hellaswag_references),)
+EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", published.hellaswag_references),)
 WITHOUT_PANEL = {"val", "dt_ms", "mfu", "mem_gb", "skipped", "output_lost"}  # `val` is drawn with the training loss
 # Lower row.
 DIAGNOSTICS = (

@@ -96,14 +96,14 @@ def path_of(log_dir):
     return Path(log_dir) / "log.txt"
 
 
-def config_path(log_dir):
-    """Return the path of the file that describes a run: its settings, data, model and environment."""
-    return Path(log_dir) / "config.json"
-
-
 def plot_path(log_dir):
     """Return the path of a run's plot."""
     return Path(log_dir) / "plot.png"
+
+
+def config_path(log_dir):
+    """Return the path of the file that describes a run: its settings, data, model and environment."""
+    return Path(log_dir) / "config.json"
 
 
 def read_config(log_dir):

@@ -7,9 +7,11 @@ import torch
 
 from ops.attention import sdpa_kernel_name
 from system.files import AtomicFile
+from system.words import count
 from tracking import runlog
 from tracking.environment import describe_environment
 from training import costs
+from training.forecast import epoch_lines, memory_lines, step_line
 from training.optimizer import MUON
 from training.parallel import NONE, SHARD_MODES
 
@@ -23,23 +25,22 @@ def print_banner(run, data):
     rt.print(costs.describe_model(config, cfg.init_from))
     for split, shards in data.tokens.splits.items():
         total = data.tokens.tokens(split)
-        rt.print(f"found {len(shards)} shards for split {split}: {total:,} {data.tokens.tokenizer} tokens")
-    rt.print(
-        f"tokens a step: {cfg.total_batch_size:,} = B {cfg.B} x T {cfg.T} x {rt.world_size} ranks x grad_accum_steps"
-        f" {run.loader.grad_accum_steps}; steps an epoch: {len(data.train) / run.loader.windows_per_step:,.1f}"
-    )
+        rt.print(f"found {count(len(shards), 'shard')} for split {split}: {total:,} {data.tokens.tokenizer} tokens")
+    rt.print(step_line(cfg, rt.world_size))
+    rt.print("\n".join(epoch_lines(cfg, len(data.train))))
+    padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
     for name, group in zip(("decayed", "non-decayed"), run.model.optimizer_groups(0.0), strict=True):
-        count = sum(p.numel() for p in group["params"])
-        rt.print(f"num {name} parameter tensors: {len(group['params'])}, with {count:,} parameters")
+        size = sum(p.numel() for p in group["params"])
+        note = f", {padding:,} of them padding of the vocabulary" if name == "decayed" and padding else ""
+        rt.print(f"num {name} parameter tensors: {len(group['params'])}, with {size:,} parameters{note}")
     muon = ", and Muon for the matrices of the blocks" if cfg.optimizer == MUON else ""
     rt.print(f"using fused AdamW: {run.optimizers.fused}{muon}")
-    memory = costs.rank_memory(config, cfg, cfg.B, rt.dtype, rt.device.type, rt.world_size)
-    rt.print(f"expected memory: {memory.total / 1e9:.2f} GB a device ({memory.parts()})")
+    rt.print("\n".join(memory_lines(config, cfg, rt.dtype, rt.device, rt.world_size, built=True)))
 
 
 def describe_device(cfg, rt):
     name = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type
-    ranks = "1 rank" if rt.world_size == 1 else f"{rt.world_size} ranks"
+    ranks = count(rt.world_size, "rank")
     if rt.world_size > 1 and cfg.shard != NONE:
         ranks += f" that share {SHARD_MODES[cfg.shard]}"
     compiled = f"on ({cfg.compile_mode})" if cfg.compiles(rt.device.type) else "off"
@@ -49,8 +50,8 @@ def describe_device(cfg, rt):
 def describe_attention(cfg, rt, config):
     """One line: which kernel computes attention, and the version of cuDNN that this process has loaded.
 
-    On Hopper and later torch prefers cuDNN's kernel from version 9.15.1 on. An older cuDNN on LD_LIBRARY_PATH shadows
-    the one that torch brings, and attention falls back to a slower kernel (pytorch issue 169849).
+    Which versions of cuDNN torch uses for attention is decided by `can_use_cudnn_attention` in its sdp_utils.cpp. An older
+    cuDNN on LD_LIBRARY_PATH shadows the one that torch brings, and attention silently uses a slower kernel.
     """
     version = torch.backends.cudnn.version() or 0  # 91501 for 9.15.1
     major, minor, patch = version // 10000, version // 100 % 100, version % 100

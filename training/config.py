@@ -4,6 +4,7 @@ The defaults train GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedul
 (Brown et al. 2020, table 2.1 and appendix B). Each evaluation defines its own settings, see `training/evaluation.py`.
 """
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ import torch
 from configurator import Range
 from system.errors import UserError, require
 from system.runtime import DTYPES
+from tracking import runlog
 from tracking.runlog import MOST_STEPS
 from tracking.sinks import require_installed
 from training.compilation import INDUCTOR, MODES
@@ -20,6 +22,8 @@ from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
 from training.parallel import FULL, SHARD_MODES
 from training.schedule import SCHEDULES
+
+SYNTHETIC = "synthetic"  # a data_dir that needs no folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class CoreSettings:
     overwrite: bool = False
     """delete the run that log_dir holds and start a new one"""
     init_from: str = "scratch"
-    """scratch, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder in Hugging Face's format, or a checkpoint"""
+    """scratch for random weights, or
+    a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"""
     tokenizer: str | None = None
     """gpt2 or byte: stops the run if the data was made with another one"""
 
@@ -175,6 +180,21 @@ class CoreSettings:
                 f"total_batch_size = {self.total_batch_size} is not a multiple of B·T·ranks ="
                 f" {B}·{self.T}·{world_size} = {unit}; the nearest that is: {nearest}"
             )
+
+
+def recorded_settings(cfg):
+    """The settings in the `config.json` of the run that `cfg` resumes, so that `--resume` alone continues it.
+
+    Those that belong to one start of the run are left out, and those that this version does not have.
+    """
+    if not cfg.resume:
+        return {}
+    recorded = runlog.read_config(cfg.log_dir).get("config", {})
+    names = {field.name for field in dataclasses.fields(cfg)} - OF_ONE_START
+    return {name: value for name, value in recorded.items() if name in names}
+
+
+OF_ONE_START = {"log_dir", "resume", "overwrite", "dry_run", "profile"}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a run would need, without starting it: `python train_gpt2.py --dry_run`."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -8,15 +9,21 @@ from formats.hugging_face import PRETRAINED
 from formats.read import read
 from model import GPTConfig
 from system import runtime
+from system.errors import UserError
+from system.words import duration
 from tokens.shards import read_meta, split_of
 from tokens.tokenizer import VOCAB_SIZES
 from training import costs
-from training.micro_batch import powers_of_two
-from training.setup import SYNTHETIC
+from training.config import SYNTHETIC
+from training.forecast import epoch_lines, memory_lines, step_line
+from training.micro_batch import fits_by_estimate, powers_of_two
+
+TYPICAL_GPUS = ("RTX 4090", "A100", "H100", "B200")  # of costs.GPU_PEAKS: those that a plan lists
+SHORT_RUN = 3600  # seconds: for a run that is this short on this machine no other machine is listed
 
 
 def print_plan(cfg):
-    """Print parameters, tokens, memory, FLOPs, hours and cost of the run that `cfg` describes.
+    """Print parameters, tokens, memory, FLOPs, time and cost of the run that `cfg` describes.
 
     Reads at most the `meta.json` of the data folder and the shape in a model file, and writes nothing. Under torchrun
     it counts the ranks without starting a process group.
@@ -32,15 +39,23 @@ def plan_lines(cfg, world_size):
     config = model_config(cfg, meta)
     tokens = cfg.max_steps * cfg.total_batch_size
     per_token = costs.flops_per_token(config, cfg.T)
-    dtype = torch.bfloat16 if cfg.dtype == "auto" else runtime.DTYPES[cfg.dtype]
-    return [
+    device = device_here(cfg)
+    dtype = planned_dtype(cfg, device)
+    cfg = with_number_for_B(cfg, config, dtype, device, world_size)
+    lines = [
         "dry run: nothing is trained or written",
         costs.describe_model(config, cfg.init_from),
         f"tokens: {tokens:,} in {cfg.max_steps:,} steps of {cfg.total_batch_size:,}",
-        epochs_line(cfg, meta, tokens),
-        *memory_lines(cfg, config, dtype, world_size),
+        step_line(cfg, world_size),
+        *data_lines(cfg, meta),
+        *memory_lines(config, cfg, dtype, device, world_size),
+    ]
+    if plans_for_gpu(cfg, device):
+        lines += memory_lines(config, cfg, planned_dtype(cfg, None), None, world_size)
+    return [
+        *lines,
         f"FLOPs: {per_token * tokens:.3g}, {per_token:.3g} a token",
-        *gpu_lines(cfg, per_token * tokens),
+        *time_lines(cfg, per_token * tokens, dtype, device, world_size),
     ]
 
 
@@ -59,39 +74,85 @@ def model_config(cfg, meta):
     return GPTConfig(cfg.block_size, VOCAB_SIZES[tokenizer], cfg.n_layer, cfg.n_head, cfg.n_embd)
 
 
-def epochs_line(cfg, meta, tokens):
+def device_here(cfg):
+    """The device of this machine that the run would use; None if it asks for a GPU and there is none."""
+    try:
+        return runtime.pick_device(cfg.device)
+    except UserError:
+        return None
+
+
+def plans_for_gpu(cfg, device):
+    """Whether the plan also describes the run on a GPU that this machine does not have."""
+    return cfg.device == "auto" and device.type != "cuda"
+
+
+def planned_dtype(cfg, device):
+    if device is not None:
+        return runtime.pick_dtype(cfg.dtype, device)
+    return torch.bfloat16 if cfg.dtype == "auto" else runtime.DTYPES[cfg.dtype]
+
+
+def with_number_for_B(cfg, config, dtype, device, world_size):
+    """`cfg` with a number for `B = auto`: the largest power of two that fits by the estimate, or 1.
+
+    A GPU that is not on this machine is taken to have room for one sequence.
+    """
+    if cfg.B != "auto":
+        return cfg
+    largest = 1
+    if device is not None:
+        fits = fits_by_estimate(cfg, runtime.Runtime(device, dtype, 0, world_size), config)
+        windows = cfg.total_batch_size // (cfg.T * world_size)
+        largest = next((B for B in powers_of_two(windows) if fits(B)), 1)
+    return dataclasses.replace(cfg, B=largest)
+
+
+def data_lines(cfg, meta):
+    """How often the run reads its data."""
     if cfg.data_dir == SYNTHETIC:
-        return "epochs: many, of a few kB of synthetic data"
+        return epoch_lines(cfg, 0)
     if meta is None:
-        return f"epochs: unknown, because {Path(cfg.data_dir) / 'meta.json'} does not exist"
+        return [f"epochs: unknown, because {Path(cfg.data_dir) / 'meta.json'} does not exist"]
     train = [entry for entry in meta["shards"] if split_of(Path(entry["file"]).stem) == "train"]
     windows = sum(max(0, entry["tokens"] - 1) // cfg.T for entry in train)
     if windows == 0:
-        return f"epochs: none, because {cfg.data_dir} holds no window of T = {cfg.T} tokens"
-    return f"epochs: {tokens / (windows * cfg.T):.2f} of the {windows:,} windows of {cfg.T} tokens in {cfg.data_dir}"
+        return [f"epochs: none, because {cfg.data_dir} holds no window of T = {cfg.T} tokens"]
+    return epoch_lines(cfg, windows)
 
 
-def memory_lines(cfg, config, dtype, world_size):
-    """The expected memory of a device; for `B = auto` a line for each micro-batch that divides the step."""
-    windows = cfg.total_batch_size // (cfg.T * world_size)
-    ranks = "rank" if world_size == 1 else "ranks"
+def time_lines(cfg, flops, dtype, device, world_size):
+    """The time on this machine and, for a long run without a GPU here, on typical GPUs: without validation."""
     lines = []
-    for B in powers_of_two(windows) if cfg.B == "auto" else [cfg.B]:
-        memory = costs.rank_memory(config, cfg, B, dtype, "cuda", world_size)
+    if device is not None:
+        peak = costs.peak_flops(device, dtype)
+        devices = world_size if device.type == "cuda" else 1  # ranks on a CPU share its cores
+        seconds = flops / (peak * devices * cfg.assumed_mfu)
         lines.append(
-            f"memory: {memory.total / 1e9:.2f} GB a device in {runtime.dtype_name(dtype)} with B {B} x T {cfg.T} x"
-            f" {world_size} {ranks} x grad_accum_steps {windows // B} ({memory.parts()})"
+            f"time: {duration(seconds)} of training alone on this machine's {device.type}, at an assumed"
+            f" {cfg.assumed_mfu:.0%} of its peak of {peak * devices / 1e12:.3g} TFLOP/s (--assumed_mfu)"
         )
-    return lines
+        if device.type == "cuda":
+            return lines + cost_lines(cfg, seconds * devices)
+        if not plans_for_gpu(cfg, device) or seconds < SHORT_RUN:
+            return lines
+    return lines + gpu_lines(cfg, flops)
+
+
+def cost_lines(cfg, gpu_seconds):
+    if not cfg.price_per_hour:
+        return []
+    return [f"cost: {gpu_seconds / 3600 * cfg.price_per_hour:,.2f} at {cfg.price_per_hour:,.2f} a GPU-hour"]
 
 
 def gpu_lines(cfg, flops):
-    """Hours and cost on each known GPU at the assumed share of its peak, without validation and checkpoints."""
+    """Time and cost on typical GPUs at the assumed share of their peak, without validation and checkpoints."""
     price = cfg.price_per_hour
     at = f"{price:,.2f} a GPU-hour" if price else "--price_per_hour adds the cost"
-    lines = [f"hours of training alone, at an assumed {cfg.assumed_mfu:.0%} of a GPU's peak (--assumed_mfu; {at}):"]
-    for name, peak in costs.GPU_PEAKS.items():
-        hours = costs.gpu_hours(flops, peak, cfg.assumed_mfu)
+    lines = [f"training alone on GPUs, at an assumed {cfg.assumed_mfu:.0%} of their peak (--assumed_mfu; {at}):"]
+    for name in TYPICAL_GPUS:
+        hours = costs.gpu_hours(flops, costs.GPU_PEAKS[name], cfg.assumed_mfu)
         cost = f"   cost {hours * price:>12,.2f}" if price else ""
-        lines.append(f"  {name:<9}  1 GPU {hours:>10,.2f} h   8 GPUs {hours / 8:>10,.2f} h{cost}")
+        times = f"1 GPU {duration(hours * 3600):>10}   8 GPUs {duration(hours * 450):>10}"
+        lines.append(f"  {name:<9}  {times}{cost}")
     return lines

@@ -5,7 +5,7 @@ import os
 import sys
 
 from system import runtime
-from system.errors import UserError
+from system.errors import NothingToDo, UserError
 
 
 @contextlib.contextmanager
@@ -13,7 +13,7 @@ def explain_failures(cfg, rt):
     """Turn an out-of-memory error into a `UserError`, and end this rank at once where another rank is lost."""
     try:
         yield
-    except UserError:
+    except (UserError, NothingToDo):
         rt.close()
         raise
     except RuntimeError as error:

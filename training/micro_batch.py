@@ -86,15 +86,19 @@ def fits_by_trial(cfg, rt, model):
 
 def fits_by_estimate(cfg, rt, config):
     """A function of B: whether the estimate stays below this rank's share of the memory that is free now."""
-    if rt.device.type == "cuda":
-        free = torch.cuda.mem_get_info(rt.device)[0] * (1 - MARGIN)
-    else:
-        free = available_memory() * (1 - MARGIN) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = free_memory(rt.device)
 
     def fits(B):
         return costs.rank_memory(config, cfg, B, rt.dtype, rt.device.type, rt.world_size).total <= free
 
     return fits
+
+
+def free_memory(device):
+    """Bytes of a device that this rank can still use: its share of what is free now, less a margin."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)
+    return available_memory() * (1 - MARGIN) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def available_memory(proc="/proc/meminfo", cgroup="/sys/fs/cgroup"):

@@ -7,6 +7,7 @@ from formats import checkpoint
 from formats.model_file import check_shape_fits, check_tensors, checked_shape, without_head, without_padding
 from system.boundary import foreign, require_fields
 from system.errors import UserError
+from system.words import listing
 from tracking.runlog import path_of, plot_path
 from training import parallel
 
@@ -68,7 +69,9 @@ def finish(run, stopped):
             " the last checkpoint"
         )
     advice = ", continue with --resume" if stopped else ""
-    run.rt.print(f"{outcome}{advice}: {log_dir} holds the log, the plot and the checkpoints")
+    exists = {"plot": plot_path(log_dir).exists(), "checkpoints": bool(checkpoint.list_checkpoints(log_dir))}
+    held = ["the log", *[f"the {name}" for name, found in exists.items() if found]]
+    run.rt.print(f"{outcome}{advice}: {log_dir} holds {listing(held)}")
 
 
 def checkpoint_content(run):

@@ -14,15 +14,16 @@ from formats import checkpoint
 from formats.read import read
 from model import GPT, GPTConfig
 from ops.cross_entropy import head_loss
-from system.errors import UserError
+from system.errors import NothingToDo, UserError
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import TokenData, open_data, split_of
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
-from tracking.runlog import RunLog, path_of
+from tracking.runlog import RunLog, path_of, plot_path
 from tracking.sinks import open_sinks
 from training import parallel
 from training.banner import print_banner, write_record
 from training.compilation import keeps_gradients
+from training.config import SYNTHETIC
 from training.evaluation import prepare_evaluations
 from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
@@ -32,8 +33,6 @@ from training.run_folder import check_room, finish_replacement, replaced_run
 from training.saving import check_content, load_content
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
-
-SYNTHETIC = "synthetic"  # a data_dir that needs no folder
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ def set_up(cfg, rt, stop_request):
     data = open_run_data(cfg, rt)
     if saved is not None:
         check_resume(cfg, saved, data)
+        check_unfinished(cfg, saved)
     model = build_model(cfg, rt, data.tokens, saved)
     rt.from_master(lambda: check_room(cfg, model.config))
     cfg = resolve_micro_batch(cfg, rt, model, saved)
@@ -123,7 +123,7 @@ def find_checkpoint(cfg, rt):
     if cfg.resume or restarted:
         path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
         if path is not None:
-            rt.print(f"resuming from {path}")
+            rt.print(f"resuming from {path}; settings that are not given are those of its config.json")
             return check_content(checkpoint.load(path), path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting a new run")
     elif not cfg.overwrite and (checkpoint.list_checkpoints(cfg.log_dir) or path_of(cfg.log_dir).exists()):
@@ -150,6 +150,18 @@ def check_resume(cfg, saved, data):
         )
 
 
+def check_unfinished(cfg, saved):
+    """Raise `NothingToDo` if the run has made all its updates and has been evaluated and plotted after the last one."""
+    step = saved["step"]
+    plot, last = plot_path(cfg.log_dir), checkpoint.path_of(cfg.log_dir, step)
+    plotted = plot.exists() and plot.stat().st_mtime >= last.stat().st_mtime  # what comes last in a run
+    if step >= cfg.max_steps and saved["val_step"] == step and plotted:
+        raise NothingToDo(
+            f"finished: {cfg.log_dir} holds all {step:,} steps of the run; to train it further, add --max_steps"
+            f" {2 * step}"
+        )
+
+
 def open_run_data(cfg, rt):
     """The run's shards, checked against its settings."""
     tokens = synthetic_data() if cfg.data_dir == SYNTHETIC else open_data_dir(cfg.data_dir, rt)
@@ -161,9 +173,11 @@ def open_run_data(cfg, rt):
 def open_data_dir(data_dir, rt):
     is_fineweb = data_dir.rstrip("/").endswith("edu_fineweb10B")
     how_to_make = "python fineweb.py" if is_fineweb else f"python prepare.py SOURCE --out {data_dir}"
-    if rt.master:
-        open_data(data_dir, how_to_make)  # may scan a foreign folder and write what it finds for the other ranks
-    rt.barrier()
+
+    def scan():
+        open_data(data_dir, how_to_make)
+
+    rt.from_master(scan)  # writes the meta.json of a foreign folder, for the other ranks; they raise its error too
     return open_data(data_dir, how_to_make)
 
 

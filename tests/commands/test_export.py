@@ -161,7 +161,7 @@ def test_export_hellaswag_encodes_contexts_and_endings(tmp_path, capsys, monkeyp
 def test_check_finds_no_difference_between_a_model_and_its_exports(path, tmp_path, capsys):
     run(path, "--to", "hf", "--out", tmp_path / "hf")
     run(path, "--to", "llmc", "--out", tmp_path / "gpt2.bin", "--debug_state")
-    for other in (path, tmp_path / "hf", tmp_path / "gpt2.bin", tmp_path / "gpt2_debug_state.bin"):
+    for other in (path, tmp_path, tmp_path / "hf", tmp_path / "gpt2.bin", tmp_path / "gpt2_debug_state.bin"):
         assert run(path, "--check", other) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("the models agree")
 

@@ -64,6 +64,7 @@ def test_sample_command_reads_a_piped_prompt_and_finds_the_newest_checkpoint(log
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[Sample 1] genom röret")
     assert done.stdout.count("[Sample") == 4
+    assert "--model is not given: log/run/model_00003.pt, written " in done.stderr.replace("\\", "/")
     assert "log/run/model_00003.pt (step 3)" in done.stderr.replace("\\", "/")
 
 

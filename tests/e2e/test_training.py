@@ -1,6 +1,7 @@
 """Whole training runs, started as a user starts them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def test_training_lowers_the_loss_and_writes_every_file(tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     for words in (
         "found 2 shards for split train",
-        "found 1 shards for split val",
+        "found 1 shard for split val",
         "using fused AdamW: True",
         "expected memory",
         "peak memory so far",
@@ -49,10 +50,14 @@ def test_training_lowers_the_loss_and_writes_every_file(tmp_path, capsys):
 
 
 def test_torchrun_prints_a_user_error_once(tmp_path):
-    corpus = write_corpus(tmp_path / "data")
-    done = torchrun(2, "train_gpt2.py", *as_flags(TINY | {"data_dir": corpus, "log_dir": tmp_path / "log", "B": 3}))
+    """A mistake that only the master looks for: the other ranks neither report it nor a lost rank."""
+    settings = TINY | {"data_dir": tmp_path / "absent", "log_dir": tmp_path / "log"}
+    done = torchrun(2, "train_gpt2.py", *as_flags(settings))
     assert done.returncode != 0
-    assert done.stderr.count("error: total_batch_size = 512 is not a multiple of B·T·ranks = 3·32·2 = 192") == 1
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert f"error: {tmp_path / 'absent'} does not exist; it should hold a shard" in done.stderr
+    assert "lost another rank" not in done.stderr
+    assert re.search(r"exitcode *: 2 ", done.stderr), "torchrun reports the code of the rank, and exits with 1 itself"
     assert not (tmp_path / "log").exists()
 
 

@@ -139,7 +139,8 @@ def write(folder, model, tokenizer=None):
 @pytest.mark.parametrize(("vocab_size", "tokenizer"), [(257, "byte"), (256, None)])
 def test_written_folder_loads_in_transformers_without_a_warning(tmp_path, caplog, vocab_size, tokenizer):
     model = small_gpt(vocab_size=vocab_size).eval()
-    assert write(tmp_path / "hf", model, tokenizer) is None
+    missing = write(tmp_path / "hf", model, tokenizer)
+    assert missing == (None if tokenizer else "the tokenizer's files: the model's tokenizer is unknown")
     transformers.logging.enable_propagation()
     with warnings.catch_warnings(), caplog.at_level(logging.INFO):
         warnings.simplefilter("error")
@@ -174,6 +175,30 @@ def test_write_adds_the_gpt2_tokenizer(tmp_path):
     assert theirs.decode(ours.encode(text)) == text
     assert (len(theirs), theirs.eos_token_id) == (50257, 50256)
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["vocab_size"] == 50257
+
+
+def test_write_adds_a_byte_tokenizer_with_our_ids(tmp_path):
+    ours = get_tokenizer("byte")
+    assert write(tmp_path / "hf", small_gpt(vocab_size=257), "byte") is None
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "def f(x):\n\t return  'naïve 日本語 🤗' \0\x7f <0x41> \u2028 <|endoftext|>"
+    assert theirs(text)["input_ids"] == ours.encode(text)
+    assert theirs.decode(ours.encode(text)) == text
+    every = list(range(257))
+    assert theirs.decode([104, 256, 105]) == ours.decode([104, 256, 105]) == "h<|endoftext|>i"
+    assert theirs.decode(every[:128]) == ours.decode(every[:128])
+    assert (len(theirs), theirs.eos_token_id, theirs.model_max_length) == (257, 256, 32)
+
+
+def test_written_byte_model_generates_text_in_a_pipeline(tmp_path):
+    model = small_gpt(vocab_size=257).eval()
+    write(tmp_path / "hf", model, "byte")
+    pipeline = transformers.pipeline("text-generation", str(tmp_path / "hf"), device="cpu")
+    text = pipeline("def ", max_new_tokens=4, do_sample=False, return_full_text=False)[0]["generated_text"]
+    ids = get_tokenizer("byte").encode("def ")
+    for _ in range(4):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    assert text == get_tokenizer("byte").decode(ids[4:])
 
 
 def test_write_without_the_gpt2_vocabulary_leaves_its_files_out(tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ def test_prepare_encodes_real_examples_with_the_gpt2_tokenizer():
 def test_original_file_says_what_to_do_without_network_or_with_a_wrong_file(tmp_path, monkeypatch):
     monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/none.jsonl")
     monkeypatch.setattr(hellaswag, "DEFAULT_PATH", tmp_path / "f.jsonl")
-    with pytest.raises(UserError, match=r"could not be downloaded.*--data FILE"):
+    flags = r"--data \(hellaswag.py\) or --hellaswag_data \(train_gpt2.py\)"
+    with pytest.raises(UserError, match=f"could not be downloaded.*{flags}"):
         prepare(CPU, BYTE, 64)
     (tmp_path / "f.jsonl").write_text(json.dumps(GOOD))
     with pytest.raises(UserError, match="is not the original"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from system.errors import UserError, command
+from system.errors import NothingToDo, UserError, command
 
 
 @command
@@ -22,6 +22,15 @@ def test_command_prints_a_user_error_on_rank_0_and_exits_2(monkeypatch, capsys, 
         fail(UserError("x = 3: expected 4"))
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", printed)
+
+
+@pytest.mark.parametrize(("rank", "printed"), [("0", "finished\n"), ("1", "")])
+def test_command_prints_that_nothing_is_to_do_and_exits_0(monkeypatch, capsys, rank, printed):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        fail(NothingToDo("finished"))
+    assert stop.value.code == 0
+    assert capsys.readouterr() == (printed, "")
 
 
 def test_command_exits_130_on_ctrl_c():

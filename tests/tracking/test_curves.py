@@ -1,5 +1,6 @@
 """Plots show the values of the log, label each run, and draw published results only where they are comparable."""
 
+import itertools
 import json
 
 import numpy as np
@@ -13,7 +14,9 @@ from tracking.runlog import RunLog
 EDU = {"source": "HuggingFaceFW/fineweb-edu sample-10BT", "tokenizer": "gpt2"}
 
 
-def write_run(folder, *, steps=40, streams=("train", "val", "hella"), data=None, size=(12, 768), every=1, nan=False):
+def write_run(
+    folder, *, steps=40, streams=("train", "val", "hella"), data=None, size=(12, 768), every=1, nan=False, settings=None
+):
     """Write the log of an invented run with a falling loss, and its config.json; return the folder."""
     folder.mkdir(parents=True)
     log = RunLog(folder)
@@ -25,7 +28,7 @@ def write_run(folder, *, steps=40, streams=("train", "val", "hella"), data=None,
             bad = {"train": np.nan, "norm": np.inf} if nan and step == 5 else {}
             log.write(step, **{"train": loss, "lr": 1e-3, "norm": 1.0} | bad, dt_ms=100.0, tok_per_sec=5120.0)
     log.close()
-    config = {"total_batch_size": 512, "optimizer": "adamw", "max_lr": 1e-3, "data_dir": "data/mine"}
+    config = {"total_batch_size": 512, "optimizer": "adamw", "max_lr": 1e-3, "data_dir": "data/mine"} | (settings or {})
     model = {"n_layer": size[0], "n_embd": size[1], "parameters": 10**6}
     (folder / "config.json").write_text(json.dumps({"config": config, "data": data or {}, "model": model}))
     return folder
@@ -81,10 +84,29 @@ def test_loss_reference_is_drawn_only_for_fineweb_edu_in_gpt2_tokens(tmp_path, d
     assert any(np.allclose(line.get_ydata(), 3.2924) for line in axis.lines) == shown
 
 
-def test_hellaswag_references_match_the_model_size(tmp_path):
-    labels = texts(panels(curves.draw_runs([write_run(tmp_path / "a", size=(24, 1024))]))["hella"])
-    assert {"GPT-2 350M 0.375", "GPT-3 350M 0.436", "chance 0.250"} < set(labels)
-    assert not any("124M" in label for label in labels)
+@pytest.mark.parametrize(
+    ("size", "data", "settings", "shown"),
+    [
+        ((12, 768), EDU, {}, {"GPT-2 124M 0.294", "GPT-3 124M 0.337"}),
+        ((24, 1024), EDU, {}, {"GPT-2 350M 0.375", "GPT-3 350M 0.436"}),
+        ((4, 192), EDU, {}, set()),
+        ((12, 768), {"source": "stdlib", "tokenizer": "gpt2"}, {}, set()),
+        ((12, 768), EDU | {"tokenizer": "byte"}, {}, set()),
+        ((12, 768), EDU, {"hellaswag_limit": 100}, set()),
+        ((12, 768), EDU, {"hellaswag_data": "other.jsonl"}, set()),
+        ((12, 768), {}, {}, set()),
+    ],
+)
+def test_hellaswag_references_are_drawn_only_for_comparable_runs(tmp_path, size, data, settings, shown):
+    folder = write_run(tmp_path / "a", size=size, data=data, settings=settings)
+    labels = set(texts(panels(curves.draw_runs([folder]))["hella"]))
+    assert {label for label in labels if label.startswith("GPT")} == shown
+    assert "chance 0.250" in labels
+
+
+def test_loss_reference_is_not_drawn_for_a_model_of_another_size(tmp_path):
+    axis = panels(curves.draw_runs([write_run(tmp_path / "a", size=(4, 192), data=EDU)]))["train"]
+    assert not any("GPT-2" in label for label in texts(axis))
 
 
 def test_several_runs_are_labelled_with_their_names_and_colours(tmp_path):
@@ -107,11 +129,53 @@ def test_spread_keeps_labels_apart_and_near_their_curves():
 
 def test_x_axis_counts_steps_tokens_or_hours(tmp_path):
     folder = write_run(tmp_path / "a", every=4)
-    expected = {"steps": 1.0, "tokens": 512.0, "hours": 0.1 / 3600}  # of one step; only every fourth is logged
-    for x, unit in expected.items():
+    minutes = {"hours": 0.1 / 60}  # of one step, as the run is short; only every fourth step is logged
+    for x, unit in ({"steps": 1.0, "tokens": 512.0} | minutes).items():
         axis = panels(curves.draw_runs([folder], x))["train"]
+        assert axis.get_xlabel() == ("minutes of training" if x == "hours" else x)
         val = next(line for line in axis.lines if line.get_linestyle() == "--")
         np.testing.assert_allclose(val.get_xdata()[:4], unit * np.arange(0, 31, 10))
+
+
+def test_x_axis_of_a_long_run_counts_hours(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "SHORT_RUNS_HOURS", 0.001)  # the run takes 4 seconds
+    axis = panels(curves.draw_runs([write_run(tmp_path / "a")], "hours"))["train"]
+    assert axis.get_xlabel() == "hours of training"
+
+
+def test_title_of_several_runs_names_what_differs(tmp_path):
+    folders = [write_run(tmp_path / str(i), settings={"max_lr": lr, "log_dir": i}) for i, lr in enumerate((1e-3, 2e-3))]
+    assert curves.draw_runs(folders)._suptitle.get_text() == "2 runs · max_lr 0.001, 0.002"
+
+
+def test_title_warns_where_runs_have_different_tokenizers(tmp_path):
+    folders = [write_run(tmp_path / name, data={"tokenizer": name}) for name in ("byte", "gpt2")]
+    assert "warning: tokenizers byte, gpt2" in curves.draw_runs(folders)._suptitle.get_text()
+
+
+def test_loss_panel_says_where_a_cut_curve_begins(tmp_path):
+    title = panels(curves.draw_runs([write_run(tmp_path / "a")]))["train"].get_title()
+    assert title.endswith("cut at the top: training begins at 11.00")
+
+
+def test_norm_is_smoothed_by_a_median(tmp_path):
+    norm = np.ones(600)
+    norm[300:303] = 1000.0
+    positions, medians = curves.smooth_by_median(norm)
+    assert (medians == 1.0).all()
+    assert (positions[0], positions[-1]) == (0, 599)
+    assert curves.smooth_by_median(np.array([]))[1].size == 0
+
+
+@pytest.mark.parametrize("x", ["steps", "tokens", "hours"])
+def test_ticks_do_not_touch(tmp_path, x):
+    folder = write_run(tmp_path / "a", steps=12000, every=500, streams=("train", "val"))
+    figure = curves.draw_runs([folder], x)
+    figure.canvas.draw()
+    for axis in panels(figure).values():
+        boxes = [tick.get_window_extent() for tick in axis.get_xticklabels() if tick.get_text()]
+        boxes.sort(key=lambda box: box.x0)
+        assert all(a.x1 + 4 < b.x0 for a, b in itertools.pairwise(boxes)), axis.get_label()
 
 
 def test_smooth_is_a_centred_mean_of_the_finite_values():

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, as_flags, run_script
+from helpers import ROOT, TINY, as_flags, run_script, write_corpus
 
 from configurator import configure
 from model import GPTConfig
-from training import costs
+from system.words import duration
+from training import costs, dry_run, micro_batch
 from training.config import TrainConfig
 from training.dry_run import plan_lines
 
@@ -19,18 +20,32 @@ def plan_text(*argv, world_size=1):
     return "\n".join(plan_lines(configure(TrainConfig, argv), world_size))
 
 
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("config/*.py")), ids=lambda path: path.stem)
+def test_plan_of_every_recipe(recipe):
+    cfg = configure(TrainConfig, [str(recipe), "--device=cuda"])
+    cfg.check_batch(1)
+    assert plan_lines(cfg, 1)[0] == "dry run: nothing is trained or written"
+
+
+def test_plan_of_own_text_fits_a_book_and_warns_about_a_page(tmp_path):
+    for characters, warns in ((500_000, False), (3000, True)):
+        data = write_corpus(tmp_path / str(characters), "x" * characters, shards=1, val=characters // 10)
+        text = plan_text(str(ROOT / "config/own_text.py"), f"--data_dir={data}", "--device=cuda")
+        assert ("warning: the run reads its " in text) == warns
+
+
 def test_plan_of_gpt2_124M_equals_a_calculation_by_hand():
-    text = plan_text("--price_per_hour=2.5", "--assumed_mfu=0.5", "--data_dir=absent")
+    text = plan_text("--price_per_hour=2.5", "--assumed_mfu=0.5", "--data_dir=absent", "--device=cuda")
     tokens = 19073 * 2**19
     flops = tokens * (6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024)
     hours = flops / (989e12 * 0.5) / 3600
     assert "124,439,808 parameters" in text
     assert f"tokens: {tokens:,} in 19,073 steps of 524,288" in text
     assert f"FLOPs: {flops:.3g}" in text
-    found = re.search(r"H100 +1 GPU +([\d.]+) h +8 GPUs +([\d.]+) h +cost +([\d.]+)", text).groups()
-    np.testing.assert_allclose([float(x) for x in found], [hours, hours / 8, hours * 2.5], atol=0.006)
+    found = re.search(r"H100 +1 GPU +([\d.]+) h +8 GPUs +([\d.]+) min +cost +([\d.]+)", text).groups()
+    np.testing.assert_allclose([float(x) for x in found], [hours, hours * 60 / 8, hours * 2.5], rtol=0.02)
     assert "epochs: unknown, because absent/meta.json" in text
-    assert all(f"  {name} " in text for name in costs.GPU_PEAKS)
+    assert all(f"  {name} " in text for name in dry_run.TYPICAL_GPUS)
 
 
 def test_plan_counts_the_windows_that_training_would_use(corpus, make_run):
@@ -42,7 +57,7 @@ def test_plan_counts_the_windows_that_training_would_use(corpus, make_run):
 
 
 def test_plan_counts_the_ranks_of_torchrun():
-    assert "B 64 x T 1024 x 8 ranks x grad_accum_steps 1 " in plan_text(world_size=8)
+    assert "B 64 x T 1024 x 8 ranks x grad_accum_steps 1\n" in plan_text(world_size=8)
 
 
 def test_shard_memory_divides_what_the_ranks_share():
@@ -58,7 +73,7 @@ def test_shard_memory_divides_what_the_ranks_share():
         "they gather until they are sent"
     )
     assert costs.shard_memory(whole, config, "full", 1, accumulates=True) == whole
-    text = plan_text("--shard=full", world_size=8)
+    text = plan_text("--shard=full", "--device=cuda", world_size=8)
     assert f"optimizer {costs.memory(GPTConfig(), TrainConfig(), 64, torch.bfloat16).optimizer / 8e9:.2f}" in text
 
 
@@ -85,6 +100,51 @@ def test_dry_run_writes_nothing(tmp_path):
     assert wrong.stderr.startswith("error: total_batch_size = 1000 is not a multiple")
 
 
-def test_plan_for_B_auto_shows_the_memory_of_each_B():
-    lines = [line for line in plan_text("--B=auto", world_size=8).splitlines() if line.startswith("memory: ")]
-    assert [int(re.search(r" B (\d+) ", line)[1]) for line in lines] == [64, 32, 16, 8, 4, 2, 1]
+def test_plan_for_B_auto_takes_the_largest_that_fits(monkeypatch):
+    of_two = costs.memory(GPTConfig(), TrainConfig(), 2, torch.float32, "cpu").total
+    monkeypatch.setattr(micro_batch, "available_memory", lambda: 1.01 * of_two / (1 - micro_batch.MARGIN))
+    text = plan_text("--B=auto", "--device=cpu", "--dtype=float32", "--data_dir=absent")
+    assert "B 2 x T 1024 x 1 rank x grad_accum_steps 256" in text
+    assert "warning" not in text
+
+
+def test_plan_says_the_same_as_the_banner(make_run, corpus, monkeypatch, capsys):
+    """The lines on tokens, epochs and memory, with their warnings: too many epochs, too little memory."""
+    monkeypatch.setattr(micro_batch, "available_memory", lambda: 1_000_000)
+    settings = TINY | {"data_dir": corpus, "max_steps": 5000}
+    make_run(**settings)
+    banner = capsys.readouterr().out.splitlines()
+    plan = plan_text(*as_flags(settings)).splitlines()
+    both = [line for line in plan if line in banner]
+    for words in (
+        "model: ",
+        "tokens a step: 512 = B 4 x T 32 x 1 rank x",
+        "epochs: ",
+        "expected memory: ",
+        "warning: the run reads",
+    ):
+        assert any(line.startswith(words) for line in both), words
+    steps = int(re.search(r"--max_steps (\d+)", "\n".join(both))[1])
+    assert "warning: the run reads" not in plan_text(*as_flags(settings | {"max_steps": steps}))
+    for lines in (banner, plan):
+        assert any(line.startswith("warning: expected memory of") and "lower --B (now 4;" in line for line in lines)
+
+
+def test_plan_without_a_gpu_describes_this_machine_and_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    text = plan_text("--data_dir=absent", "--dtype=float32")
+    assert "GB a device on cpu in float32" in text
+    assert "GB a device on a GPU in float32" in text
+    assert "on this machine's cpu" in text
+    assert "  H100 " in text
+    short = plan_text("config/debug.py", "--device=cpu")
+    assert "GPU" not in short
+    assert re.search(r"time: \d+ s of training alone on this machine's cpu", short)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.2, "3 s"), (600, "10 min"), (4 * 3600, "4.0 h"), (10 * 86400, "10.0 days")]
+)
+def test_duration_has_a_sensible_unit(seconds, text):
+    assert duration(seconds) == text

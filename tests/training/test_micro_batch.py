@@ -39,7 +39,7 @@ def test_B_auto_trains_like_the_number_it_finds(make_run, tmp_path, monkeypatch)
         losses.append(read_log(tmp_path / "log")["train"].values.tolist())
     assert losses[0] == losses[1]
     monkeypatch.setattr(micro_batch, "available_memory", lambda: memory_of(99))
-    assert make_run(B="auto", resume=True).cfg.B == 4, "a resumed run keeps its B, to go on to the bit"
+    assert make_run(B="auto", resume=True, max_steps=6).cfg.B == 4, "a resumed run keeps its B, to go on to the bit"
 
 
 @pytest.mark.cpu

@@ -1,17 +1,21 @@
 """A resumed run equals the run that was never stopped; settings that may not change are refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from helpers import MEASURED, TEXT, TINY, as_flags, write_corpus
 
 import train_gpt2
+from configurator import configure
 from formats import checkpoint
-from system.errors import UserError
+from system.errors import NothingToDo, UserError
 from tracking import runlog
 from tracking.runlog import read_log
 from train_gpt2 import train
 from training import evaluation
+from training.config import TrainConfig, recorded_settings
 from training.saving import CONTENT
 from training.schedule import learning_rate
 
@@ -84,12 +88,63 @@ def test_stop_request_loses_nothing(make_run, tmp_path):
     assert log_without_times(tmp_path / "log") == log
 
 
-def test_stop_request_during_validation_is_obeyed(make_run, tmp_path):
+def test_stop_request_during_the_first_validation_leaves_no_checkpoint(make_run, tmp_path, capsys):
     run = make_run(**BUSY)
     run.stop_request.requested = True
     train(run)
-    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [0]
+    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [], "there is nothing to save before the first step"
     assert "val" not in read_log(tmp_path / "log")
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == f"stopped on request after 0 steps, continue with --resume: {tmp_path / 'log'} holds the log"
+
+
+def test_stop_request_at_the_start_of_a_resumed_run_keeps_its_checkpoint(make_run, tmp_path):
+    train(make_run(**BUSY | {"max_steps": 3}))
+    before = {path: path.stat().st_mtime_ns for path in checkpoint.list_checkpoints(tmp_path / "log").values()}
+    run = make_run(**BUSY, resume=True)
+    run.stop_request.requested = True
+    train(run)
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.list_checkpoints(tmp_path / "log").values()} == before
+
+
+def test_resume_of_a_finished_run_says_so_and_changes_nothing(make_run, tmp_path):
+    train(make_run(**BUSY))
+    before = {path: path.read_bytes() for path in (tmp_path / "log").iterdir()}
+    with pytest.raises(NothingToDo, match=r"finished: .* holds all 8 steps .* --max_steps 16"):
+        make_run(**BUSY, resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
+    assert make_run(**BUSY | {"max_steps": 16}, resume=True).state.step == 8
+
+
+def test_resume_repeats_a_last_validation_that_was_interrupted(make_run, tmp_path):
+    run = make_run(**BUSY)
+    next_step = run.loader.next_step
+
+    def next_step_and_request_to_stop():
+        run.stop_request.requested = run.state.step == 7
+        return next_step()
+
+    run.loader.next_step = next_step_and_request_to_stop
+    train(run)
+    assert max(checkpoint.list_checkpoints(tmp_path / "log")) == 8
+    assert 8 not in read_log(tmp_path / "log")["val"].steps
+    train(make_run(**BUSY, resume=True))
+    assert 8 in read_log(tmp_path / "log")["val"].steps
+    with pytest.raises(NothingToDo):
+        make_run(**BUSY, resume=True)
+
+
+def test_resume_alone_takes_the_settings_of_the_run(make_run, tmp_path):
+    train(make_run(max_steps=2, max_lr=5e-3))
+    flags = [f"--log_dir={tmp_path / 'log'}", "--resume"]
+    cfg = configure(TrainConfig, [*flags, "--max_steps=4"], recall=recorded_settings)
+    assert (cfg.max_steps, cfg.max_lr, cfg.n_layer, cfg.data_dir) == (4, 5e-3, 2, str(tmp_path / "data"))
+    assert (cfg.resume, cfg.overwrite) == (True, False)
+    assert configure(TrainConfig, flags[:1], recall=recorded_settings).n_layer == 12, "not without --resume"
+    record = json.loads((tmp_path / "log" / "config.json").read_text())
+    record["config"]["of_another_version"] = 1
+    (tmp_path / "log" / "config.json").write_text(json.dumps(record))
+    assert configure(TrainConfig, flags, recall=recorded_settings).max_lr == 5e-3
 
 
 def test_resume_with_another_B_trains_on_the_same_tokens(make_run, tmp_path):
