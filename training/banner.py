@@ -50,8 +50,8 @@ def describe_device(cfg, rt):
 def describe_attention(cfg, rt, config):
     """One line: which kernel computes attention, and the version of cuDNN that this process has loaded.
 
-    Which versions of cuDNN torch uses for attention is decided by `can_use_cudnn_attention` in its sdp_utils.cpp. An older
-    cuDNN on LD_LIBRARY_PATH shadows the one that torch brings, and attention silently uses a slower kernel.
+    `can_use_cudnn_attention` in torch's sdp_utils.cpp decides for which versions of cuDNN torch uses its attention. An
+    older cuDNN on LD_LIBRARY_PATH shadows the one that torch brings, and attention silently uses a slower kernel.
     """
     version = torch.backends.cudnn.version() or 0  # 91501 for 9.15.1
     major, minor, patch = version // 10000, version // 100 % 100, version % 100
