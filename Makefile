@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test torture clean
+.PHONY: quickstart test gpu torture clean
 
 quickstart: .venv/installed
 	$(BIN)/python prepare.py stdlib --tokenizer byte --out data/stdlib
@@ -23,7 +23,15 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-torture: .venv/installed-dev  # kill 100 runs and 20 preparations, damage 200 files and 2,000 models: ten minutes on two cores
+gpu: .venv/installed-dev  # on a GPU: the tests, then training, sampling and HellaSwag by their commands, then all benchmarks
+	$(BIN)/python -m pytest --device cuda
+	$(BIN)/python train_gpt2.py config/debug.py --device cuda --log_dir log/gpu --overwrite
+	$(BIN)/python sample.py --model log/gpu --device cuda --cuda_graph --prompt "1 + "
+	PYTHONPATH=.:tests $(BIN)/python -c 'from helpers import write_hellaswag; write_hellaswag("log/gpu/hellaswag.jsonl")'
+	$(BIN)/python hellaswag.py --model log/gpu --device cuda --data log/gpu/hellaswag.jsonl
+	$(BIN)/python bench.py all --device cuda --json log/gpu/bench.json
+
+torture: .venv/installed-dev  # kill, disturb and damage runs and preparations, fill the disk: half an hour on two cores
 	$(BIN)/python tests/torture_training.py --kills 100 --damages 200
 	$(BIN)/python tests/torture_fineweb.py --kills 20
 	$(BIN)/python tests/torture_preparation.py --flips 200

@@ -42,7 +42,7 @@ class Settings:
     """let --out replace an existing file"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to run"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", *runtime.DTYPES] = "auto"
     """number format of matrix products; auto: bfloat16 if the hardware supports it"""
 
     def check(self):
@@ -70,7 +70,7 @@ def run(settings, rt):
     model, tokenizer = GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer)
     options = {"data": settings.data, "limit": settings.limit, "batch_tokens": settings.batch_tokens}
     task = prepare(rt, tokenizer, model.config.block_size, **options)
-    rt.print(f"{model_file.source} on {rt.device} in {runtime.dtype_name(rt.dtype)}, {len(task.examples)} examples")
+    rt.print(f"{model_file.source} on {rt.device} in {rt.precision}, {len(task.examples)} examples")
     if task.note:
         rt.print(task.note)
     scores = score(model, task, rt, progress=rt.master)

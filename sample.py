@@ -57,7 +57,7 @@ class Settings:
     """the same seed gives the same text"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where to run"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", *runtime.DTYPES] = "auto"
     """number format of matrix products; auto: bfloat16 if the hardware supports it"""
     cuda_graph: bool = False
     """on a GPU, replay each decoding step as a CUDA graph: faster from about a hundred tokens on"""

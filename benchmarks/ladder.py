@@ -13,19 +13,18 @@ from training import costs
 
 FIRST = {
     "dtype": "float32",
-    "tf32": False,
     "onednn": False,
     "attention": "naive",
     "pad_vocabulary": False,
     "fused": False,
     "compile": False,
     "keep_memory": False,
-    "head_loss": False,
+    "loss": "plain",
 }
 ALL = ("cuda", "mps", "cpu")
 RUNGS = (  # name, what it adds, the devices that can climb it
     ("float32, naive attention", {}, ALL),
-    ("TF32 matrix products", {"tf32": True}, ("cuda",)),
+    ("TF32 matrix products", {"dtype": "tf32"}, ("cuda",)),
     ("oneDNN for float32 products", {"onednn": True}, ("cpu",)),
     ("bfloat16 autocast", {"dtype": "bfloat16"}, ALL),
     ("torch.compile", {"compile": True}, ("cuda",)),
@@ -33,7 +32,7 @@ RUNGS = (  # name, what it adds, the devices that can climb it
     ("padded vocabulary", {"pad_vocabulary": True}, ALL),
     ("fused AdamW", {"fused": True}, ALL),
     ("freed memory is kept", {"keep_memory": True}, ("cpu",)),
-    ("logits become their gradient", {"head_loss": True}, ("cpu",)),
+    ("logits become their gradient", {"loss": "ours"}, ("cpu",)),
     ("attention in blocks", {"attention": "ours"}, ("cpu",)),
 )
 

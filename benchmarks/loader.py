@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import Row, memory_status
+from benchmarks.measure import Row
+from system.memory import memory_status
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import open_shard, write_shard
 

@@ -1,13 +1,10 @@
 """How a benchmark measures: medians of several runs, ours and the baseline in turn, the limits in the same process."""
 
 import platform
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -58,21 +55,6 @@ def memory_bandwidth(device, size=None):
     sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     median, _ = time_in_turn({"read": values.sum}, runs=5, warmup=2, synchronize=sync)["read"]
     return values.nbytes / median
-
-
-def peak_rss():
-    """The most memory this process has held, bytes. (Linux's ru_maxrss begins with what the parent held.)"""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return memory_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def memory_status(field):
-    """Bytes that Linux gives for `field`: VmHWM, the peak; RssAnon, what this process alone holds. None elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    lines = (line.split() for line in status.read_text(encoding="ascii").splitlines())
-    return next(1024 * int(line[1]) for line in lines if line[0] == f"{field}:")
 
 
 def machine(device):

@@ -6,6 +6,7 @@ memory of one do not affect the other.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -15,15 +16,17 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from benchmarks.measure import Row, peak_rss
+from benchmarks.measure import Row
 from model import GPT, GPTConfig, Linear
 from ops.attention import causal_attention, merge_heads, sdpa_attention, split_heads
-from ops.cross_entropy import IGNORE
+from ops.cross_entropy import IGNORE, head_loss, torch_loss
 from system import runtime
 from system.errors import UserError
+from system.memory import peak_memory
 from system.signals import StopRequest
 from train_gpt2 import train
 from training import costs
+from training.compilation import MODES, REDUCE_OVERHEAD, keeps_gradients
 from training.config import TrainConfig
 from training.optimizer import OPTIMIZERS, Optimizers
 from training.parallel import wrap_model
@@ -46,13 +49,14 @@ class Variant:
     T: int = 512
     n_layer: int = 12
     compile: bool = False
+    compile_mode: str = "default"
     keep_memory: bool = True  # runtime.keep_freed_memory
-    tf32: bool = True  # CUDA: for products that stay in float32
     onednn: bool = True  # ops.linear, for float32 on a CPU
     attention: str = "ours"  # a key of ATTENTION
     pad_vocabulary: bool = True
     fused: bool = True  # AdamW in one kernel
-    head_loss: bool = True  # ops.cross_entropy.head_loss instead of torch's cross-entropy
+    loss: str = "ours"  # a key of LOSSES
+    loss_chunks: int = 1
     grad_accum_steps: int = 1
     warmup: int = 3  # steps not timed: the allocator reaches its final size in the third
     runs: int = 5
@@ -146,8 +150,21 @@ def two_ranks(settings):
 def cuda_rows(settings):
     big = Variant(device="cuda", B=64, T=1024, compile=True, warmup=5, runs=4 * settings.runs)
     eager = dataclasses.replace(big, B=16, compile=False)
-    rows = compare("train/124M/bf16/64x1024/compiled", big, dataclasses.replace(big, code=HUGGING_FACE))
-    return rows + compare("train/124M/bf16/16x1024/eager", eager, dataclasses.replace(eager, code=HUGGING_FACE))
+    name = "train/124M/bf16/64x1024/compiled"
+    rows = compare(name, big, dataclasses.replace(big, code=HUGGING_FACE))
+    rows += compare(name, big, dataclasses.replace(big, attention="sdpa", loss="padded"), "a step as in build-nanogpt")
+    rows += compare("train/124M/bf16/16x1024/eager", eager, dataclasses.replace(eager, code=HUGGING_FACE))
+    for option, changes in CUDA_OPTIONS.items():
+        rows += compare(f"{name}/{option}", dataclasses.replace(big, **changes), big, "without it")
+    return rows
+
+
+CUDA_OPTIONS = {  # choices of which the faster one should be the default
+    "logits of the padding masked": {"loss": "masked"},
+    "loss in 8 chunks": {"loss_chunks": 8},
+    "max-autotune": {"compile_mode": MODES[1]},
+    REDUCE_OVERHEAD: {"compile_mode": REDUCE_OVERHEAD},
+}
 
 
 class RandomTokens:
@@ -185,13 +202,11 @@ class ValuesInMemory:
 def worker(variant):
     """Train on random tokens with the loop of train_gpt2.py and print a `Result` as JSON."""
     rt = runtime.start(variant.device, variant.dtype, seed=1337, keep_memory=variant.keep_memory)
-    if not variant.tf32:
-        torch.set_float32_matmul_precision("highest")
     log = ValuesInMemory()
     with contextlib.suppress(EndOfRun):
         train(make_run(variant, rt, log))
     rt.synchronize()
-    peak = torch.cuda.max_memory_allocated() if rt.device.type == "cuda" else peak_rss()
+    peak = peak_memory(rt.device)
     if rt.master:
         result = Result(log.seconds[variant.warmup :], log.seconds[0], peak, log.losses[-1])
         print(json.dumps(dataclasses.asdict(result)), flush=True)
@@ -201,11 +216,12 @@ def worker(variant):
 def make_run(variant, rt, log):
     """A `Run` as `training.setup` makes it, but without data, evaluations and a folder."""
     total = variant.B * variant.T * variant.grad_accum_steps * rt.world_size
-    cfg = TrainConfig(B=variant.B, T=variant.T, total_batch_size=total, compile=variant.compile, warmup_steps=0)
+    options = {"compile": variant.compile, "compile_mode": variant.compile_mode, "warmup_steps": 0}
+    cfg = TrainConfig(B=variant.B, T=variant.T, total_batch_size=total, **options)
     model = (our_model if variant.code == OURS else HuggingFace)(variant).to(rt.device)
     eval_model, train_model = wrap_model(model, cfg, rt)
     if variant.fused:
-        optimizers = Optimizers(OPTIMIZERS["adamw"](model, cfg))
+        optimizers = Optimizers(OPTIMIZERS["adamw"](model, cfg), keeps_gradients(cfg, rt.device.type))
     else:  # one small kernel after the other
         groups = model.optimizer_groups(cfg.weight_decay)
         optimizers = Optimizers([torch.optim.AdamW(groups, lr=cfg.max_lr, betas=(0.9, 0.95), foreach=False)])
@@ -226,7 +242,7 @@ def make_run(variant, rt, log):
         log=log,
         progress=Progress(cfg, rt, model.config, log),
         update_filter=UpdateFilter(cfg, rt, scaler, state, log),
-        profiler=StepProfiler(cfg, rt, 0),
+        profiler=StepProfiler(cfg, rt, 0, model),
     )
 
 
@@ -236,8 +252,9 @@ def our_model(variant):
     model = GPT(config(n_layer=variant.n_layer))
     for block in model.transformer.h:
         block.attn.attention = ATTENTION[variant.attention]
-    if not variant.head_loss:
-        model.head_loss = plain_loss
+    model.head_loss = functools.partial(head_loss, chunks=variant.loss_chunks)
+    if variant.loss != OURS:
+        model.head_loss = LOSSES[variant.loss]
     if not variant.onednn:
         for module in model.modules():
             if isinstance(module, Linear):
@@ -263,9 +280,12 @@ def naive_attention(qkv, n_head, dropout_p):
 ATTENTION = {"ours": causal_attention, "sdpa": sdpa_attention, "naive": naive_attention}
 
 
-def plain_loss(x, weight, targets, vocab_size):
-    logits = F.linear(x, weight)[:, :vocab_size].float()
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+def padded_loss(x, weight, targets, vocab_size):
+    """The loss of nanoGPT and build-nanogpt: the padding takes part in it as if it were ids."""
+    return F.cross_entropy(F.linear(x, weight), targets, ignore_index=IGNORE, reduction="none")
+
+
+LOSSES = {"plain": torch_loss, "masked": functools.partial(torch_loss, mask_padding=True), "padded": padded_loss}
 
 
 class HuggingFace(torch.nn.Module):

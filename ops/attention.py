@@ -46,6 +46,23 @@ def cached_attention(q, k, v, visible):
     return scores.masked_fill_(~visible, -math.inf).softmax(-1) @ v
 
 
+SDPA_KERNELS = {0: "math", 1: "Flash Attention", 2: "memory-efficient", 3: "cuDNN"}  # torch.nn.attention.SDPBackend
+
+
+def sdpa_kernel_name(config, T, dtype, device):
+    """The kernel that SDPA chooses to train a model of shape `config` on T positions. "unknown" without the private
+    function that answers it.
+
+    Batches of several rows get the same kernel as this one row.
+    """
+    choose = getattr(torch, "_fused_sdp_choice", None)
+    if choose is None:
+        return "unknown"
+    qkv = torch.empty(1, T, 3 * config.n_embd, dtype=dtype, device=device, requires_grad=True)
+    q, k, v = split_heads(qkv, config.n_head)
+    return SDPA_KERNELS.get(choose(q, k, v, None, config.dropout, True), "unknown")
+
+
 class BlockedAttention(torch.autograd.Function):
     """Attention in blocks of queries, each multiplied only with the keys that it may attend to.
 

@@ -6,8 +6,11 @@ few rows at a time in float32 while those rows are in the cache. The matrix prod
 one large product is faster.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ops.linear import linear
 
@@ -15,16 +18,44 @@ IGNORE = -1  # targets with this value do not count in the loss
 CHUNK = 1 << 20  # logits processed at once: 4 MB in float32
 
 
-def head_loss(x, weight, targets, vocab_size):
+def head_loss(x, weight, targets, vocab_size, chunks=1):
     """Cross-entropy in nats of each row, float32 (N,), 0 where the target is -1.
 
     x: hidden states (N, C). weight: (padded vocabulary, C); rows from `vocab_size` on are ignored. targets: (N,).
-    Matrix products run in the autocast format.
+    Matrix products run in the autocast format. With `chunks` the rows are processed in that many parts, whose logits
+    are computed again in the backward pass: only those of one part are in memory.
+
+    Unlike torch's `F.linear_cross_entropy` (from 2.13 on), the parts stay inside a compiled graph, and the padding of
+    the vocabulary needs neither a bias nor a copy of the weights.
     """
-    if x.device.type == "cpu":
-        return HeadLoss.apply(x, weight, targets, vocab_size, torch.is_grad_enabled())
-    logits = F.linear(x, weight)[:, :vocab_size].float()  # on GPUs, torch.compile fuses the rest
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    whole = cpu_loss if x.device.type == "cpu" else torch_loss
+    if chunks == 1:
+        return whole(x, weight, targets, vocab_size)
+    if torch.compiler.is_compiling():  # torch 2.13 cannot trace the class of `cpu_loss` inside `checkpoint`
+        whole = torch_loss
+    parts = zip(x.chunk(chunks), targets.chunk(chunks), strict=True)
+    # No random numbers are drawn, so no generator's state has to be kept.
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(whole, part, weight, target, vocab_size, **options) for part, target in parts])
+
+
+def torch_loss(x, weight, targets, vocab_size, mask_padding=False):
+    """`head_loss` by torch's cross-entropy, which torch.compile fuses with the conversion to float32.
+
+    Without `mask_padding` the logits of the padding are cut off, which leaves rows of odd width (50,257); with it they
+    stay and are set to -inf. `python bench.py train` measures both.
+    """
+    logits = F.linear(x, weight)
+    if mask_padding:
+        padding = torch.arange(logits.size(1), device=logits.device) >= vocab_size
+        logits = logits.masked_fill(padding, -math.inf)
+    else:
+        logits = logits[:, :vocab_size]
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+
+
+def cpu_loss(x, weight, targets, vocab_size):
+    return HeadLoss.apply(x, weight, targets, vocab_size, torch.is_grad_enabled())
 
 
 class HeadLoss(torch.autograd.Function):

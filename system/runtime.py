@@ -24,7 +24,8 @@ def dtype_name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+TF32 = "tf32"  # float32 tensors; CUDA rounds the inputs of their products to 10 bits of mantissa
+DTYPES = {"float32": torch.float32, TF32: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,13 @@ class Runtime:
     dtype: torch.dtype  # of matrix multiplications under autocast; weights stay float32
     rank: int = 0
     world_size: int = 1
+    tf32: bool = False  # matrix products of float32 tensors in TF32
     terminal: Terminal = field(default_factory=Terminal, repr=False, compare=False)
+
+    @property
+    def precision(self):
+        """The name in `DTYPES` of the format of matrix products."""
+        return TF32 if self.tf32 else dtype_name(self.dtype)
 
     @property
     def master(self):
@@ -130,14 +137,16 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
     """
     rank, local_rank, world_size = read_ranks()
     device = pick_device(device, local_rank)
+    tf32 = dtype == TF32
     dtype = pick_dtype(dtype, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
+        exact = dtype == torch.float32 and not tf32
+        torch.set_float32_matmul_precision("highest" if exact else "high")  # "high" is TF32
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass is not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)  # its backward pass is not deterministic
     elif device.type == "cpu" and keep_memory:
         keep_freed_memory()
     if world_size > 1:
@@ -145,7 +154,7 @@ def start(device="auto", dtype="auto", seed=1337, timeout_s=300, deterministic=F
             raise UserError("--device mps supports one process only: start it without torchrun, or use --device cpu")
         join_process_group(device, datetime.timedelta(seconds=timeout_s))
     torch.manual_seed(seed)
-    return Runtime(device, dtype, rank, world_size)
+    return Runtime(device, dtype, rank, world_size, tf32)
 
 
 def read_ranks():
@@ -213,6 +222,8 @@ def pick_dtype(name, device):
     if name != "auto":
         if name not in DTYPES:
             raise UserError(f"--dtype {name}: expected one of auto, {', '.join(DTYPES)}")
+        if name == TF32:
+            check_tf32(device)
         return DTYPES[name]
     if device.type == "cuda":  # a T4 or V100 supports bfloat16 only by slow emulation
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -221,6 +232,12 @@ def pick_dtype(name, device):
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch: then float32
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
+
+
+def check_tf32(device):
+    """Raise `UserError` unless the device computes in TF32: NVIDIA's GPUs since Ampere (compute capability 8.0)."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(f"--dtype {TF32}: {device} does not compute in it; use float32, bfloat16 or auto")
 
 
 def cpu_name():

@@ -34,6 +34,8 @@ TINY = {
     "dtype": "float32",
 }
 
+MEASURED = ("dt_ms", "tok_per_sec", "mfu", "mem_gb")  # streams of the log that differ between equal runs
+
 
 def write_corpus(folder, text=TEXT, shards=2, val=2000):
     """Byte shards of `text`: the last `val` characters are validation, the rest is split over `shards`."""

@@ -14,7 +14,8 @@ SHAPE = {"block_size": 32, "vocab_size": 100, "n_layer": 2, "n_head": 4, "n_embd
 
 
 def random_ids(*shape, vocab_size=100, seed=1):
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return ids.to(torch.get_default_device())
 
 
 def small_gpt(**changes):

@@ -11,6 +11,8 @@ from formats.hugging_face import PRETRAINED
 from model import GPT, IGNORE, GPTConfig, KVCache
 from system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SIZES = {  # parameters as Hugging Face counts them
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -145,7 +147,7 @@ def test_cache_equals_the_full_forward_for_rows_of_different_lengths():
     prompts = torch.stack(
         [torch.cat([random_ids(pad), row[:-5]]) for pad, row in zip(padding.tolist(), rows, strict=True)]
     )
-    cache = KVCache(model.config, 3, 12, torch.device("cpu"), torch.float32, padding=padding)
+    cache = KVCache(model.config, 3, 12, torch.get_default_device(), torch.float32, padding=padding)
     found = [model.logits(model.hidden(prompts, cache))[:, -1]]  # (3, V) each
     for step in range(5):
         new = torch.stack([row[length + step] for row, length in zip(rows, lengths, strict=True)])[:, None]  # (3, 1)

@@ -68,7 +68,7 @@ def start(corpus, log_dir, stdout=subprocess.DEVNULL, **settings):
 def same_end(log_dir, expected):
     """Whether a finished run has the weights and the log, except times, of the run in the folder `expected`."""
     weights = checkpoint.load(checkpoint.path_of(log_dir, RUN["max_steps"]))["model"]
-    times = ("dt_ms", "tok_per_sec", "mfu")
+    times = ("dt_ms", "tok_per_sec", "mfu", "mem_gb")
     ours, theirs = (
         [line for line in (folder / "log.txt").read_text().splitlines() if line.split()[1] not in times]
         for folder in (log_dir, expected)

@@ -26,8 +26,12 @@ POLL_S = 0.2
 
 
 class Retry:
-    """Waits 1, 2, 4, … seconds between attempts. Attempts and pauses take `limit` seconds in total since the last
-    success: the libraries' own retries are off (`hub.make_single_attempts`), so this is the only budget."""
+    """Waits 1, 2, 4, … seconds between attempts.
+
+    Attempts and pauses take `limit` seconds in total since the last success. This is the only budget: the libraries'
+    own retries are off, see `hub.make_single_attempts`. A host whose name does not resolve is given up at once, unless
+    a request of this command has succeeded before.
+    """
 
     def __init__(self, limit, less_data):
         self.limit, self.less_data = limit, less_data  # `less_data`: the option to suggest in the error message

@@ -149,7 +149,7 @@ def x_axis(log_dir, log, record, x):
     if x == "steps":
         return lambda steps: steps
     if x == "tokens":
-        if "config" not in record:
+        if "total_batch_size" not in record.get("config", {}):
             raise UserError(f"{log_dir} holds no config.json with the number of tokens per step: use --x steps")
         return lambda steps: steps * record["config"]["total_batch_size"]
     if "dt_ms" not in log:
@@ -316,7 +316,7 @@ LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validatio
 LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", published.loss_references)
 # Upper row, beside the loss: each panel is drawn if a run has its stream.
 EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", published.hellaswag_references),)
-WITHOUT_PANEL = {"val", "dt_ms", "mfu", "skipped", "output_lost"}  # `val` is drawn with the training loss
+WITHOUT_PANEL = {"val", "dt_ms", "mfu", "mem_gb", "skipped", "output_lost"}  # `val` is drawn with the training loss
 # Lower row.
 DIAGNOSTICS = (
     Panel("lr", "learning rate", draw_lr, "{:.1e}"),

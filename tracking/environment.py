@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from system.runtime import cpu_name, dtype_name
+from system.runtime import cpu_name
 
 PACKAGES = ("torch", "numpy", "tiktoken", "tyro")
 
@@ -32,7 +32,7 @@ def describe_environment(rt):
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "dtype": dtype_name(rt.dtype),
+        "dtype": rt.precision,
         "world_size": rt.world_size,
     }
 

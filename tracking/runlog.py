@@ -23,6 +23,15 @@ FORMATS = {
     "tok_per_sec": ".0f",
     "hella": ".4f",
     "mfu": ".4f",
+    "mem_gb": ".3f",
+}
+
+
+RECORD = {  # sections of config.json, and the types of the values in them that are read again
+    "config": {"total_batch_size": int, "optimizer": str, "max_lr": (int, float), "data_dir": str},
+    "model": {"parameters": int, "n_layer": int, "n_embd": int},
+    "data": {"source": (str, type(None)), "tokenizer": str},
+    "environment": {},
 }
 
 
@@ -98,12 +107,24 @@ def config_path(log_dir):
 
 
 def read_config(log_dir):
-    """Return the contents of a run's `config.json`, or {} if it is missing or unreadable (a log of another program)."""
+    """Return the contents of a run's `config.json`, or {} if it is missing or unreadable (a log of another program).
+
+    Of the sections in `RECORD`, those with values of other types are left out.
+    """
     try:
         record = json.loads(config_path(log_dir).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    return {name: value for name, value in record.items() if has_types(value, RECORD.get(name))}
+
+
+def has_types(section, types):
+    """Whether a section of the record is a dict whose values have these types, {name: type or types}; None: any."""
+    if types is None:
+        return True
+    return isinstance(section, dict) and all(isinstance(section[name], types[name]) for name in types.keys() & section)
 
 
 def read_log(path):

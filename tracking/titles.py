@@ -22,9 +22,9 @@ def describe_run(record):
     """Return a run's main settings as text for the title, or "" if they are unknown."""
     config, model = record.get("config", {}), record.get("model", {})
     parts = []
-    if model:
+    if {"parameters", "n_layer", "n_embd"} <= model.keys():
         parts.append(f"{model['parameters'] / 1e6:,.1f}M parameters, {model['n_layer']} layers of {model['n_embd']}")
-    if config:
+    if {"total_batch_size", "optimizer", "max_lr"} <= config.keys():
         parts.append(f"{config['total_batch_size']:,} tokens a step, {config['optimizer']} at {config['max_lr']:g}")
     return "".join(" · " + part for part in parts)
 

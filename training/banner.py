@@ -5,8 +5,8 @@ import json
 
 import torch
 
+from ops.attention import sdpa_kernel_name
 from system.files import AtomicFile
-from system.runtime import dtype_name
 from system.words import format_count
 from tracking import runlog
 from tracking.environment import describe_environment
@@ -20,6 +20,8 @@ def print_banner(run, data):
     """Print device, model, data, step and expected memory."""
     cfg, rt, config = run.cfg, run.rt, run.model.config
     rt.print(describe_device(cfg, rt))
+    if rt.device.type == "cuda":
+        rt.print(describe_attention(cfg, rt, config))
     rt.print(costs.describe_model(config, cfg.init_from))
     for split, shards in data.tokens.splits.items():
         total = data.tokens.tokens(split)
@@ -43,8 +45,20 @@ def describe_device(cfg, rt):
     ranks = format_count(rt.world_size, "rank")
     if rt.world_size > 1 and cfg.shard != NONE:
         ranks += f" that share {SHARD_MODES[cfg.shard]}"
-    compiled = "on" if cfg.compiles(rt.device.type) else "off"
-    return f"device: {name}, {ranks}, {dtype_name(rt.dtype)}, torch.compile {compiled}"
+    compiled = f"on ({cfg.compile_mode})" if cfg.compiles(rt.device.type) else "off"
+    return f"device: {name}, {ranks}, {rt.precision}, torch.compile {compiled}"
+
+
+def describe_attention(cfg, rt, config):
+    """One line: which kernel computes attention, and the version of cuDNN that this process has loaded.
+
+    Which versions of cuDNN torch uses for attention is decided by `can_use_cudnn_attention` in its sdp_utils.cpp. An
+    older cuDNN on LD_LIBRARY_PATH shadows the one that torch brings, and attention silently uses a slower kernel.
+    """
+    version = torch.backends.cudnn.version() or 0  # 91501 for 9.15.1
+    major, minor, patch = version // 10000, version // 100 % 100, version % 100
+    kernel = sdpa_kernel_name(config, cfg.T, rt.dtype, rt.device)
+    return f"attention: {kernel} kernel of SDPA; cuDNN {major}.{minor}.{patch}"
 
 
 def write_record(run, data):

@@ -9,11 +9,15 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
+
 from configurator import Range
 from system.errors import UserError, require
+from system.runtime import DTYPES
 from tracking import runlog
 from tracking.runlog import MOST_STEPS
 from tracking.sinks import require_installed
+from training.compilation import INDUCTOR, MODES
 from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
 from training.parallel import FULL, SHARD_MODES
@@ -90,12 +94,16 @@ class CoreSettings:
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """device to train on; auto: cuda, else mps, else cpu"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number format of matrix products; weights stay float32"""
+    dtype: Literal["auto", *DTYPES] = "auto"
+    """number format of matrix products; weights stay float32; tf32: on CUDA, float32 with 10 bits of mantissa"""
     compile: bool | None = None
     """torch.compile; by default on CUDA only"""
     compile_backend: str = "inductor"
     """torch.compile's backend"""
+    compile_mode: Literal[*MODES] = "default"
+    """torch.compile: default; max-autotune-no-cudagraphs tries more kernels; reduce-overhead replays CUDA graphs"""
+    loss_chunks: Annotated[int, Range(1)] = 1
+    """compute logits and loss in this many parts: less memory, about 9% more FLOPs at 124M, same losses"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, more time, same losses"""
     deterministic: bool = False
@@ -105,7 +113,9 @@ class CoreSettings:
     shard: Literal[*SHARD_MODES] = "none"
     """what the ranks divide among themselves: nothing, the optimizer's state, or also weights and gradients"""
     profile: bool = False
-    """profile the sixth step: print its top operators and write log_dir/trace_*.json.gz (that step is slower)"""
+    """profile the sixth step: print its parts and top operators, write log_dir/trace_*.json.gz (that step is slower)"""
+    nvtx: bool = False
+    """CUDA: mark the sixth step for nsys profile --capture-range=cudaProfilerApi, with NVTX ranges"""
     dry_run: bool = False
     """print what the run would need (memory, FLOPs, hours, cost) and stop; needs no data and writes nothing"""
     assumed_mfu: Annotated[float, Range(0, 1, excluded=0)] = 0.4
@@ -139,6 +149,12 @@ class CoreSettings:
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
         if self.overwrite and self.would_delete(self.init_from):
             raise UserError(f"--overwrite would delete init_from = {self.init_from}: choose another --log_dir")
+        if self.compile_mode != "default" and self.compile_backend != INDUCTOR:
+            raise UserError(
+                f"compile_mode = {self.compile_mode}: only compile_backend = {INDUCTOR} has modes; leave one out"
+            )
+        if self.nvtx and not torch.cuda.is_available():
+            raise UserError("nvtx: this machine, or this build of torch, has no CUDA; --profile works on any device")
         if self.optimizer == MUON and self.shard == FULL:
             raise UserError(
                 "optimizer = muon needs whole matrices, and shard = full divides them: use shard = optimizer"

@@ -8,6 +8,7 @@ import torch
 
 from ops.attention import blocks
 from ops.linear import linear
+from training import parts
 from training.optimizer import MUON
 from training.parallel import NONE, OPTIMIZER
 
@@ -50,6 +51,21 @@ def flops_per_token(config, T):
     """
     N = count_params(config) - config.block_size * config.n_embd
     return 6 * N + 12 * config.n_layer * config.n_embd * T
+
+
+def flops_by_part(config, T):
+    """{part of a step: its share of `flops_per_token`}, for the table of `--profile`. Biases and LayerNorms left out.
+
+    The backward pass multiplies twice for each product of the forward pass.
+    """
+    C, n_layer = config.n_embd, config.n_layer
+    forward = {
+        parts.EMBEDDING: 0,  # a lookup
+        parts.ATTENTION: n_layer * (2 * 4 * C * C + 4 * C * T),  # four projections; scores and their product with v
+        parts.MLP: n_layer * 2 * 8 * C * C,
+        parts.LOSS: 2 * C * config.vocab_size,
+    }
+    return forward | {parts.BACKWARD: 2 * sum(forward.values())}
 
 
 def mfu(config, T, tokens_per_s, peak):
@@ -101,7 +117,7 @@ class Memory:
 def memory(config, cfg, B, dtype, device_type="cuda"):
     """Estimate the peak of one unsharded device while gradients accumulate: float32 weights, autocast to `dtype`.
 
-    `config` is the model's shape; of `cfg` only T, optimizer and activation_checkpointing are used.
+    `config` is the model's shape; of the run's settings `cfg`, those count that the lines below use.
     """
     C, T, size = config.n_embd, cfg.T, dtype.itemsize
     padded = count_params(config) + (config.padded_vocab_size - config.vocab_size) * C
@@ -114,16 +130,24 @@ def memory(config, cfg, B, dtype, device_type="cuda"):
         a_block += config.n_head * size * sum((stop - start) * stop for start, stop in blocks(T)) / T
     layers = (4 * C * config.n_layer + a_block) if cfg.activation_checkpointing else a_block * config.n_layer
     casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
-    # A CPU turns logits into their gradient in place (ops.cross_entropy), in float32 from a copy (ops.linear);
-    # elsewhere float32 logits and their gradient exist besides them.
-    logits = size * (2 if dtype == torch.float32 else 1) if device_type == "cpu" else size + 8
     return Memory(
         parameters=4 * padded,
         gradients=4 * (padded + 2 * config.padded_vocab_size * C),  # the embedding's two gradients before their sum
         optimizer=4 * states,
         activations=int(B * T * layers + casts),
-        logits=B * T * config.padded_vocab_size * logits,
+        logits=B * T * config.padded_vocab_size * bytes_per_logit(cfg, dtype, device_type) // cfg.loss_chunks,
     )
+
+
+def bytes_per_logit(cfg, dtype, device_type):
+    """Bytes in memory at once for each logit, at the peak in the loss or its backward pass."""
+    size = dtype.itemsize
+    if device_type == "cpu":
+        # The gradient replaces the logits (ops.cross_entropy), in float32 from a copy (ops.linear).
+        return size * (2 if dtype == torch.float32 else 1)
+    if cfg.compiles(device_type):  # logits and their gradient; inductor fuses what is float32 between them
+        return 2 * size
+    return 12  # float32 log-probabilities, their gradient, and the logits' gradient
 
 
 def rank_memory(config, cfg, B, dtype, device_type, world_size):

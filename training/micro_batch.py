@@ -44,6 +44,8 @@ def largest_that_fits(cfg, rt, model, windows):
     else:
         fits = fits_by_estimate(cfg, rt, model.config)
     largest = next((B for B in powers_of_two(windows) if fits(B)), 0)
+    if rt.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(rt.device)  # the run's own peak is logged
     return -int(rt.max(torch.tensor(-largest, device=rt.device)))  # the smallest of all ranks
 
 

@@ -51,8 +51,17 @@ def make(kind, params, shared, **settings):
 class Optimizers:
     """One or more torch optimizers that step together."""
 
-    def __init__(self, optimizers):
-        self.optimizers = optimizers
+    def __init__(self, optimizers, keep_gradients=False):
+        """`keep_gradients`: allocate the gradients now and never free them; see `compilation.keeps_gradients`."""
+        self.optimizers, self.keep_gradients = optimizers, keep_gradients
+        if keep_gradients:
+            for p in self.parameters():
+                p.grad = torch.zeros_like(p)
+
+    def parameters(self):
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                yield from group["params"]
 
     @property
     def fused(self):
@@ -75,7 +84,7 @@ class Optimizers:
 
     def zero_grad(self):
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not self.keep_gradients)
 
     def state_dict(self, master=True):
         """One state dict per optimizer, complete on the master. Every rank must call it where the state is shared."""

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT
 from system.errors import UserError
+from training.compilation import compile_settings
 
 NONE, OPTIMIZER, FULL = "none", "optimizer", "full"
 SHARD_MODES = {NONE: "nothing", OPTIMIZER: "the optimizer's state", FULL: "weights, gradients and optimizer state"}
@@ -25,11 +26,11 @@ SHARD_MODES = {NONE: "nothing", OPTIMIZER: "the optimizer's state", FULL: "weigh
 
 def wrap_model(model, cfg, rt):
     """(the model that evaluation calls, the model that training calls): compiled if asked, then distributed."""
-    compiled = cfg.compiles(rt.device.type)
+    settings = compile_settings(cfg) if cfg.compiles(rt.device.type) else None
     if cfg.shard == FULL and rt.world_size > 1:
-        sharded = shard_fully(model, rt, cfg.compile_backend if compiled else None)
+        sharded = shard_fully(model, rt, settings)
         return sharded, sharded
-    eval_model = torch.compile(model, backend=cfg.compile_backend) if compiled else model
+    eval_model = torch.compile(model, **settings) if settings else model
     if rt.world_size == 1:
         return eval_model, eval_model
     device_ids = [rt.device.index] if rt.device.type == "cuda" else None
@@ -53,10 +54,10 @@ def fix_buckets(train_model, cfg, rt):
     train_model.zero_grad(set_to_none=True)
 
 
-def shard_fully(model, rt, compile_backend=None):
+def shard_fully(model, rt, compile_with=None):
     """Shard `model` in place: one unit for each block, one for the rest (embeddings, ln_f and head).
 
-    Blocks are compiled one by one, since torch.compile does not trace the code that gathers them.
+    With `compile_with`, settings of torch.compile, each block is compiled: the code that gathers them is not traced.
     """
     if rt.dtype == torch.float16:
         raise UserError(
@@ -65,8 +66,8 @@ def shard_fully(model, rt, compile_backend=None):
         )
     mesh = init_device_mesh(rt.device.type, (rt.world_size,))
     for block in model.transformer.h:
-        if compile_backend:
-            block.compile(backend=compile_backend)
+        if compile_with:
+            block.compile(**compile_with)
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 

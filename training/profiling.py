@@ -1,12 +1,21 @@
-"""`--profile`: print the operators that take most of a step's time, and write all of them to a Chrome trace."""
+"""`--profile`: print the parts of a step and the operators that take most of its time, and write a Chrome trace.
 
+`--nvtx` marks the same step for NVIDIA's profiler instead:
+
+    nsys profile --capture-range=cudaProfilerApi --capture-range-end=stop python train_gpt2.py --nvtx
+"""
+
+import contextlib
 import tempfile
+import time
 from pathlib import Path
 
+import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from system.files import AtomicFile
+from training import costs, parts
 
 TOP = 15  # operators shown
 WARM_UP = 5  # steps before the profiled one: by then everything is compiled and the memory is allocated
@@ -15,20 +24,30 @@ WARM_UP = 5  # steps before the profiled one: by then everything is compiled and
 class StepProfiler:
     """Profiles one warmed-up step on the master; other ranks are not profiled. Does nothing without `--profile`."""
 
-    def __init__(self, cfg, rt, start_step):
-        self.cfg, self.rt = cfg, rt
-        self.step = min(start_step + WARM_UP, cfg.max_steps - 1) if cfg.profile else None
+    def __init__(self, cfg, rt, start_step, model):
+        self.cfg, self.rt, self.model = cfg, rt, model
+        wanted = cfg.profile or cfg.nvtx
+        self.step = min(start_step + WARM_UP, cfg.max_steps - 1) if wanted else None
         self.profile = None
+        self.contexts = contextlib.ExitStack()  # open during the profiled step
 
     def start(self, step):
         """Call before each step."""
         if step != self.step:
             return
         self.rt.synchronize()  # the step before may still be running on the device
-        if self.rt.master:
-            cuda = [ProfilerActivity.CUDA] if self.rt.device.type == "cuda" else []
-            self.profile = profile(activities=[ProfilerActivity.CPU, *cuda])
-            self.profile.start()
+        if not self.rt.master:
+            return
+        on_gpu = self.rt.device.type == "cuda"
+        if not self.cfg.compiles(self.rt.device.type):
+            self.contexts.enter_context(parts.marked(self.model))
+        if self.cfg.profile:
+            cuda = [ProfilerActivity.CUDA] if on_gpu else []
+            self.profile = self.contexts.enter_context(profile(activities=[ProfilerActivity.CPU, *cuda]))
+        if self.cfg.nvtx:
+            self.contexts.enter_context(torch.cuda.profiler.profile())  # tells nsys to record
+            self.contexts.enter_context(torch.autograd.profiler.emit_nvtx())
+        self.clock = time.perf_counter()
 
     def stop(self, step):
         """Call after each step. Returns whether this step was profiled."""
@@ -36,10 +55,19 @@ class StepProfiler:
             return False
         self.rt.synchronize()
         if self.rt.master:
-            self.profile.stop()
-            print_top(self.profile, self.rt.device.type == "cuda")
-            write_trace(Path(self.cfg.log_dir) / f"trace_{step:05d}.json.gz", self.profile)
+            step_ms = 1000 * (time.perf_counter() - self.clock)
+            self.contexts.close()
+            if self.profile is not None:
+                self.report(step, step_ms)
         return True
+
+    def report(self, step, step_ms):
+        """Print the tables of parts and of operators, and write the trace."""
+        on_gpu = self.rt.device.type == "cuda"
+        flops = costs.flops_by_part(self.model.config, self.cfg.T)
+        print("\n".join(parts.table(parts.milliseconds(self.profile, on_gpu), flops, step_ms)))
+        print_top(self.profile, on_gpu)
+        write_trace(Path(self.cfg.log_dir) / f"trace_{step:05d}.json.gz", self.profile)
 
 
 def write_trace(path, profiler):

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 
+from system.memory import peak_memory
 from training import costs
 from training.schedule import due
 
@@ -53,7 +54,11 @@ class Progress:
         if self.rt.terminal.lost and not self.reported_loss:
             self.log.write(step, output_lost=1)
             self.reported_loss = True
-        self.log.write(step, train=loss, lr=lr, norm=norm, dt_ms=dt * 1000, tok_per_sec=tok_per_sec, mfu=mfu)
+        measured = {"dt_ms": dt * 1000, "tok_per_sec": tok_per_sec, "mfu": mfu}
+        measured["mem_gb"] = peak_memory(self.rt.device) / 1e9  # the most so far, evaluations included
+        self.log.write(step, train=loss, lr=lr, norm=norm, **measured)
+        if step == self.first_step + 1:  # by then everything is allocated
+            self.rt.print(f"peak memory so far: {measured['mem_gb']:.2f} GB")
 
     def mfu(self, tok_per_sec):
         """Model FLOPs utilisation. A peak that was measured under load, so that this exceeds 1, is measured again."""

@@ -1,6 +1,7 @@
 """From settings to a `Run`: data, model, optimizer, evaluations and the run's folder."""
 
 import contextlib
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from formats import checkpoint
 from formats.read import read
 from model import GPT, GPTConfig
+from ops.cross_entropy import head_loss
 from system.errors import NothingToDo, UserError
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import TokenData, open_data, split_of
@@ -20,6 +22,7 @@ from tracking.runlog import RunLog, path_of, plot_path
 from tracking.sinks import open_sinks
 from training import parallel
 from training.banner import print_banner, write_record
+from training.compilation import keeps_gradients
 from training.config import SYNTHETIC
 from training.evaluation import prepare_evaluations
 from training.micro_batch import resolve_micro_batch
@@ -72,6 +75,7 @@ def make_run(cfg, rt, stop_request, data, model, saved):
     """The `Run`, with its log opened; `saved` is the checkpoint to resume from, or None."""
     eval_model, train_model = parallel.wrap_model(model, cfg, rt)
     shared = cfg.shard == parallel.OPTIMIZER and rt.world_size > 1
+    optimizers = Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared), keeps_gradients(cfg, rt.device.type))
     start_step = saved["step"] if saved is not None else 0
     state, scaler = TrainState(), torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
     evaluations = prepare_evaluations(cfg, rt, data, model)
@@ -84,7 +88,7 @@ def make_run(cfg, rt, stop_request, data, model, saved):
         model=model,
         train_model=train_model,
         eval_model=eval_model,
-        optimizers=Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared)),
+        optimizers=optimizers,
         scaler=scaler,
         loader=TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size),
         tokenizer_name=data.tokens.tokenizer,
@@ -93,7 +97,7 @@ def make_run(cfg, rt, stop_request, data, model, saved):
         log=log,
         progress=Progress(cfg, rt, model.config, log),
         update_filter=UpdateFilter(cfg, rt, scaler, state, log),
-        profiler=StepProfiler(cfg, rt, start_step),
+        profiler=StepProfiler(cfg, rt, start_step, model),
         start_step=start_step,
     )
     if saved is not None:
@@ -204,6 +208,7 @@ def build_model(cfg, rt, tokens, saved=None):
         model = GPT.from_file(model_file, cfg.dropout).train()
     check_model(cfg, model.config, tokens)
     model.activation_checkpointing = cfg.activation_checkpointing
+    model.head_loss = functools.partial(head_loss, chunks=cfg.loss_chunks)
     return model.to(rt.device)
 
 

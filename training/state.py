@@ -55,13 +55,13 @@ class Run:
     scaler: torch.amp.GradScaler  # scales gradients in float16; passes them through otherwise
     loader: object  # TrainLoader
     tokenizer_name: str
-    data_digest: str | None  # checksum of the data, see `RunData.digest`
     evaluations: list
     log: object  # RunLog on the master, None on other ranks
     progress: object
     update_filter: object
     profiler: object
     start_step: int = 0  # the first step of this process: 0, or the resumed checkpoint's
+    data_digest: str | None = None  # checksum of the data, see `RunData.digest`
     good_steps: set = field(default_factory=set)  # of the checkpoints that were written or verified since then
     unwritten: set = field(default_factory=set)  # paths that could not be written the last time
 

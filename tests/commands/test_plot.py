@@ -48,6 +48,26 @@ def test_command_draws_logs_of_strange_values(tmp_path, lines, x):
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[]",
+        "3",
+        '{"config": 3, "model": [], "data": null}',
+        "[" * 10**5,
+        '{"model": {"parameters": "many"}}',
+        '{"model": {"a": 1}}',
+        '{"config": {"max_lr": null}}',
+        '{"data": {"source": 5}}',
+        '{"environment": 1, "earlier_starts": 2}',
+    ],
+)
+def test_command_draws_a_run_whose_record_has_other_types(log_dir, record):
+    (log_dir / "config.json").write_text(record)
+    plot.main([str(log_dir)])
+    assert (log_dir / "plot.png").exists()
+
+
 def test_command_says_what_a_log_holds_instead_of_values(tmp_path, capsys):
     for text, words in (
         ("", "is empty"),

@@ -7,14 +7,14 @@ from model import GPT
 
 
 @pytest.fixture
-def make_gpt():
-    """A function GPTConfig → GPT with weights five times as large as at initialization."""
+def make_gpt(device):
+    """A function GPTConfig → GPT on the device with weights five times as large as at initialization."""
 
     def make(config):
         torch.manual_seed(0)
         gpt = GPT(config)
         enlarge(gpt)
-        return gpt
+        return gpt.to(device)
 
     return make
 

@@ -7,6 +7,7 @@ from inference.eval_model import packed
 from model import GPTConfig
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("operators", ["oneDNN", "public"])
 @torch.no_grad()
 def test_packed_error_is_that_of_autocast(make_gpt, operators, monkeypatch):

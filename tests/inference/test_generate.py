@@ -32,7 +32,7 @@ def generate_without_cache(gpt, prompt, row, config):
     for step in range(config.max_new_tokens):
         if len(context) > gpt.config.block_size:
             context = context[-(gpt.config.block_size // 2) :]
-        logits = gpt.eval()(torch.tensor([context]))[:, -1]
+        logits = gpt.eval()(torch.tensor([context], device=gpt.lm_head.weight.device))[:, -1].cpu()
         token = next_ids(logits, u[step : step + 1], config.sampling).item()
         context.append(token)
         new.append(token)
@@ -46,6 +46,7 @@ def test_generate_equals_recomputing_without_a_cache(gpt, sampling):
     assert generate(gpt, PROMPTS, config) == expected
 
 
+@pytest.mark.cpu
 def test_generate_greedy_equals_hugging_face(hugging_face):
     hf, gpt = hugging_face
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
@@ -53,6 +54,7 @@ def test_generate_greedy_equals_hugging_face(hugging_face):
     assert generate(gpt, [[5, 6, 7]], GenerationConfig(12, GREEDY)) == [theirs]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("padding", [None, [0, 3, 5]])
 @torch.no_grad()
 def test_kv_cache_filled_in_pieces_equals_one_forward_pass(gpt, padding):
@@ -64,6 +66,7 @@ def test_kv_cache_filled_in_pieces_equals_one_forward_pass(gpt, padding):
         torch.testing.assert_close(pieces[row, skip:], gpt.hidden(ids[row : row + 1, skip:])[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.cpu
 @torch.no_grad()
 def test_static_kv_cache_equals_kv_cache(gpt):
     gpt.eval()
@@ -77,11 +80,13 @@ def test_static_kv_cache_equals_kv_cache(gpt):
         torch.testing.assert_close(gpt.hidden(ids, caches[1]), gpt.hidden(ids, caches[0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_cuda_graph_changes_no_token(gpt):
-    gpt.cuda()
-    expected = generate(gpt, PROMPTS, GenerationConfig(50, GREEDY))
-    assert generate(gpt, PROMPTS, GenerationConfig(50, GREEDY, cuda_graph=True)) == expected
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+def test_cuda_graph_changes_no_token(gpt, device, dtype, sampling):
+    with for_inference(gpt, Runtime(device, dtype)) as ready:
+        expected = generate(ready, PROMPTS, GenerationConfig(50, sampling))
+        assert generate(ready, PROMPTS, GenerationConfig(50, sampling, cuda_graph=True)) == expected
 
 
 def test_crop_keeps_the_last_half_of_a_full_context():
@@ -101,11 +106,11 @@ def test_generate_row_depends_only_on_its_prompt_and_seed(gpt):
     assert same[0] != same[1]
 
 
-def test_generate_leaves_random_state_mode_and_weights_unchanged(gpt):
+def test_generate_leaves_random_state_mode_and_weights_unchanged(gpt, device):
     gpt.train()
     state, weights = torch.get_rng_state(), [p.clone() for p in gpt.parameters()]
     for dtype in (torch.float32, torch.bfloat16):
-        with for_inference(gpt, Runtime(torch.device("cpu"), dtype)) as ready:
+        with for_inference(gpt, Runtime(device, dtype)) as ready:
             sample(ready, [[1, 2]], 5)
     sample(gpt, [[1, 2]], 5)
     assert torch.equal(torch.get_rng_state(), state)

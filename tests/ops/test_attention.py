@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ops.attention import causal_attention
+from model import GPTConfig
+from ops.attention import SDPA_KERNELS, causal_attention, sdpa_kernel_name
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def textbook(qkv, n_head):
@@ -19,6 +22,7 @@ def textbook(qkv, n_head):
     return torch.cat(heads, dim=2)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("T", [1, 63, 64, 200, 300, 512])  # one block, whole blocks, a last one that is shorter
 def test_output_and_gradient_are_the_textbooks(T):
     torch.manual_seed(T)
@@ -44,3 +48,11 @@ def test_other_formats_dropout_and_compilation_stay_with_sdpa():
     torch.compile(causal_attention, backend=lambda graph, inputs: compiled.append(graph.code) or graph)(half, 2)
     assert "scaled_dot_product_attention" in compiled[0]
     torch.testing.assert_close(outputs[0].double(), textbook(qkv, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_sdpa_kernel_name_is_of_the_kernel_that_runs(device):
+    """Ask for float32 with and without Flash Attention."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=64)
+    assert sdpa_kernel_name(config, 64, torch.float32, device) in SDPA_KERNELS.values()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert sdpa_kernel_name(config, 64, torch.float32, device) == "math"

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from ops import linear as linear_file
 from ops.linear import linear
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("bias", [True, False])

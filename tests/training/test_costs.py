@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
 from training import costs
+from training.config import TrainConfig
 
 SIZES = {
     "gpt2": ((12, 12, 768), 124_439_808),
@@ -55,7 +56,7 @@ import json, sys
 import torch
 from system import runtime
 from training import costs
-from benchmarks.measure import peak_rss
+from system.memory import peak_rss
 from model import GPT, GPTConfig
 from training.config import TrainConfig
 from training.optimizer import OPTIMIZERS, Optimizers
@@ -92,3 +93,16 @@ def test_memory_estimate_is_within_a_fifth_of_the_peak(case):
     )
     measured, estimate = json.loads(done.stdout.splitlines()[-1])
     assert estimate == pytest.approx(measured, rel=0.2), (measured / 1e6, estimate / 1e6)
+
+
+def test_memory_of_the_logits_is_divided_by_the_chunks():
+    config = GPTConfig()
+    one, eight = (costs.memory(config, TrainConfig(loss_chunks=n), 64, torch.bfloat16) for n in (1, 8))
+    assert one.logits == 64 * 1024 * 50304 * 2 * 2  # compiled: the logits and their gradient
+    assert eight.logits == one.logits / 8
+    assert one.total - eight.total == one.logits - eight.logits
+
+
+def test_flops_by_part_add_up_to_those_of_a_token():
+    parts = costs.flops_by_part(GPTConfig(), 1024)
+    assert sum(parts.values()) == pytest.approx(costs.flops_per_token(GPTConfig(), 1024), rel=0.002)

@@ -31,6 +31,7 @@ def test_validation_is_the_textbook_mean_over_its_tokens(make_run):
     validation = run.evaluations[0]
     loss = validation.measure(run)["val"]
     tokens = torch.from_numpy(validation.windows.shards[0].astype(np.int64))[: 700 // 32 * 32 + 1]
+    tokens = tokens.to(run.rt.device)
     x, y = tokens[:-1].view(-1, 32), tokens[1:].view(-1, 32)
     expected = F.cross_entropy(run.model(x).double().flatten(0, 1), y.flatten())
     assert loss == pytest.approx(expected.item(), abs=1e-6)

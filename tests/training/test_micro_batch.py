@@ -20,6 +20,7 @@ def memory_of(B):
     return costs.memory(config, TrainConfig(T=32, block_size=32), B, torch.float32, device_type="cpu").total
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("total", "free_for", "expected"), [(768, 24, 8), (768, 7, 4), (768, 8, 8), (512, 99, 16)])
 def test_B_auto_is_the_largest_power_of_two_that_fits_and_divides(make_run, monkeypatch, total, free_for, expected):
     free = (memory_of(free_for) + 1) / (1 - micro_batch.MARGIN)
@@ -29,6 +30,7 @@ def test_B_auto_is_the_largest_power_of_two_that_fits_and_divides(make_run, monk
     assert run.loader.B * run.loader.grad_accum_steps * 32 == total
 
 
+@pytest.mark.cpu
 def test_B_auto_trains_like_the_number_it_finds(make_run, tmp_path, monkeypatch):
     losses = []
     for B in ("auto", 4):
@@ -40,12 +42,14 @@ def test_B_auto_trains_like_the_number_it_finds(make_run, tmp_path, monkeypatch)
     assert make_run(B="auto", resume=True, max_steps=6).cfg.B == 4, "a resumed run keeps its B, to go on to the bit"
 
 
+@pytest.mark.cpu
 def test_B_auto_is_refused_when_nothing_fits(make_run, monkeypatch):
     monkeypatch.setattr(micro_batch, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="not even one sequence of T = 32 fits"):
         make_run(B="auto")
 
 
+@pytest.mark.cpu
 def test_fits_by_trial_tries_each_B(monkeypatch):
     """The search over a model that runs out of memory above 4 rows, as a GPU's allocator would tell."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
@@ -82,3 +86,22 @@ def test_B_accepts_auto_and_integers_only(tmp_path):
     assert configure(TrainConfig, ["--B=8"]).B == 8
     with pytest.raises(UserError, match="expected an integer or auto"):
         configure(TrainConfig, ["--B=large"])
+
+
+@pytest.mark.cuda
+def test_B_auto_leaves_no_memory_on_a_gpu_and_its_choice_trains(make_run, device):
+    """A limit of a tenth of the GPU's memory makes the larger trials fail."""
+    torch.cuda.set_per_process_memory_fraction(0.1)
+    try:
+        settings = {"n_layer": 4, "n_embd": 256, "T": 1024, "block_size": 1024, "total_batch_size": 2**22}
+        shape = GPTConfig(block_size=1024, vocab_size=257, n_layer=4, n_head=2, n_embd=256)
+        cfg = TrainConfig(B="auto", T=1024, total_batch_size=2**22)
+        model = GPT(shape).to(device)
+        before = torch.cuda.memory_allocated(device)
+        B = micro_batch.resolve_micro_batch(cfg, runtime.Runtime(device, torch.float32), model).B
+        assert torch.cuda.memory_allocated(device) == before
+        assert 1 < B < 4096, "some trials failed, and not all"
+        del model
+        train(make_run(**settings, B=B, max_steps=1))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

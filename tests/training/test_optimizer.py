@@ -7,6 +7,8 @@ from model import GPT, GPTConfig
 from training.config import TrainConfig
 from training.optimizer import OPTIMIZERS, Optimizers, make_adamw
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def test_adamw_first_step_is_the_closed_form():
     w = torch.nn.Parameter(torch.tensor([0.5]))
@@ -18,7 +20,7 @@ def test_adamw_first_step_is_the_closed_form():
     assert w.item() == pytest.approx(0.498995, abs=1e-7)
 
 
-def test_adamw_is_fused_on_a_cpu():
+def test_adamw_is_fused():
     w = torch.nn.Parameter(torch.zeros(2))
     assert Optimizers([make_adamw([{"params": [w]}], TrainConfig())]).fused
 
@@ -44,3 +46,15 @@ def test_weight_decay_is_applied_to_matrices_only():
         for group in optimizer.param_groups:
             for p in group["params"]:
                 assert group["weight_decay"] == (0.25 if p.dim() >= 2 else 0.0)
+
+
+def test_gradients_that_are_kept_stay_at_their_address():
+    """As CUDA graphs need it: allocated before the first backward pass, zeroed in place."""
+    w = torch.nn.Parameter(torch.tensor([0.5]))
+    optimizers = Optimizers([make_adamw([{"params": [w]}], TrainConfig())], keep_gradients=True)
+    address = w.grad.data_ptr()
+    for _ in range(2):
+        (3 * w).sum().backward()
+        assert (w.grad.item(), w.grad.data_ptr()) == (3.0, address)
+        optimizers.zero_grad()
+        assert (w.grad.item(), w.grad.data_ptr()) == (0.0, address)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import TEXT, TINY, as_flags, write_corpus
+from helpers import MEASURED, TEXT, TINY, as_flags, write_corpus
 
 import train_gpt2
 from configurator import configure
@@ -38,7 +38,7 @@ def assert_bit_identical(a, b):
 
 def log_without_times(log_dir):
     lines = (log_dir / "log.txt").read_text().splitlines()
-    return [line for line in lines if line.split()[1] not in ("dt_ms", "tok_per_sec", "mfu")]
+    return [line for line in lines if line.split()[1] not in MEASURED]
 
 
 BUSY = {"max_steps": 8, "val_interval": 3, "checkpoint_interval": 3, "keep_last": 0, "dropout": 0.1}

@@ -36,7 +36,8 @@ def train_by_textbook(run, divide=True):
     losses, norms = [], []
     for step in range(cfg.max_steps):
         x, y = (torch.cat(parts) for parts in zip(*run.loader.next_step(), strict=True))
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten()) * (1 if divide else run.loader.grad_accum_steps)
+        logits, targets = model(run.rt.to_device(x)), run.rt.to_device(y)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) * (1 if divide else run.loader.grad_accum_steps)
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.sqrt(sum(p.grad.square().sum() for p in model.parameters())).item())
