@@ -28,7 +28,7 @@ from text.progress import LARGEST_SHARD, SHARD_TOKENS, open_progress, read_finis
 from text.retry import Retry, endpoint
 from text.shard_writer import Item, finish, format_bytes, print_summary, write_shards
 from text.worker_pool import MOST_PROCESSES, cpu_count, map_in_order
-from tokens.inspection import format_count
+from system.words import format_count
 from tokens.tokenizer import TokenizerName
 
 REPOS = {"edu": "HuggingFaceFW/fineweb-edu", "classic": "HuggingFaceFW/fineweb"}

@@ -1,9 +1,9 @@
 """Numbers and lists in words, for messages."""
 
 
-def count(number, word):
-    """`1 rank`, `8 ranks`."""
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+def format_count(count, noun):
+    """A count with its noun: `1 rank`, `8 ranks`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds):

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from system.errors import UserError
 from system.files import NO_SPACE
+from system.words import format_count
 from text.documents import Piece
 from text.encoding import tokenize
 from text.progress import Progress, delete_shards, writing
 from text.worker_pool import map_in_order
-from tokens.inspection import format_count
 from tokens.shards import progress_files, read_meta, shard_name, split_of, write_meta, write_shard
 
 FEWEST_TOKENS = 33  # of a split: one short window and the token after it

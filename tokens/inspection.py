@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from system.errors import UserError
+from system.words import format_count
 from tokens.shards import open_data, read_meta
 from tokens.tokenizer import VOCAB_SIZES, end_of_text_id, get_tokenizer
 
@@ -79,11 +80,6 @@ def print_beginnings(data):
             print(f"{split:>5} begins with ids {ids[:SHOWN_IDS]}")
         else:
             print(f"{split:>5} begins: {tokenizer.decode(ids)!r}")
-
-
-def format_count(count, noun):
-    """A count with its noun: "1 shard", "2 shards"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def read_shard(shard, eot, bar):

@@ -7,7 +7,7 @@ import torch
 
 from ops.attention import sdpa_kernel_name
 from system.files import AtomicFile
-from system.words import count
+from system.words import format_count
 from tracking import runlog
 from tracking.environment import describe_environment
 from training import costs
@@ -25,7 +25,9 @@ def print_banner(run, data):
     rt.print(costs.describe_model(config, cfg.init_from))
     for split, shards in data.tokens.splits.items():
         total = data.tokens.tokens(split)
-        rt.print(f"found {count(len(shards), 'shard')} for split {split}: {total:,} {data.tokens.tokenizer} tokens")
+        rt.print(
+            f"found {format_count(len(shards), 'shard')} for split {split}: {total:,} {data.tokens.tokenizer} tokens"
+        )
     rt.print(step_line(cfg, rt.world_size))
     rt.print("\n".join(epoch_lines(cfg, len(data.train))))
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
@@ -40,7 +42,7 @@ def print_banner(run, data):
 
 def describe_device(cfg, rt):
     name = torch.cuda.get_device_name(rt.device) if rt.device.type == "cuda" else rt.device.type
-    ranks = count(rt.world_size, "rank")
+    ranks = format_count(rt.world_size, "rank")
     if rt.world_size > 1 and cfg.shard != NONE:
         ranks += f" that share {SHARD_MODES[cfg.shard]}"
     compiled = f"on ({cfg.compile_mode})" if cfg.compiles(rt.device.type) else "off"

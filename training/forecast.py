@@ -4,7 +4,7 @@ Both print the same lines, with a warning where a run does not fit the machine o
 """
 
 from system.runtime import dtype_name
-from system.words import count
+from system.words import format_count
 from training import costs
 from training.config import SYNTHETIC
 from training.micro_batch import free_memory
@@ -17,7 +17,7 @@ def step_line(cfg, world_size):
     """One line: the tokens of a step and how they are divided."""
     accumulated = cfg.total_batch_size // (cfg.B * cfg.T * world_size)
     return (
-        f"tokens a step: {cfg.total_batch_size:,} = B {cfg.B} x T {cfg.T} x {count(world_size, 'rank')} x"
+        f"tokens a step: {cfg.total_batch_size:,} = B {cfg.B} x T {cfg.T} x {format_count(world_size, 'rank')} x"
         f" grad_accum_steps {accumulated}"
     )
 

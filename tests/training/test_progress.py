@@ -32,7 +32,7 @@ def timed(make_run, monkeypatch, capsys):
             run.progress.restart()
             clock.now += seconds
             run.progress.report(step, 1.0, 1e-3, 1.0)
-        return capsys.readouterr().out.splitlines()
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
 
     return report
 
