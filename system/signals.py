@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+HANDLER_S = 1.0  # a single operation of torch can delay the handler for longer; then the line comes first
 REPEAT_S = 3.0  # torchrun forwards the Ctrl-C that its workers have already received from the terminal
 
 
@@ -56,9 +57,16 @@ class StopRequest:
         with open(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):  # until the other end is closed
                 if number[0] in self.previous and not announced:
+                    self.wait_for_handler()
                     hint = "; a second Ctrl-C stops at once" if number[0] == signal.SIGINT else ""
                     self.print(f"{signal.Signals(number[0]).name}: finishing this step, then saving{hint}")
                     announced = True
+
+    def wait_for_handler(self):
+        """Wait for `handle`: Python calls it between two bytecodes, and until then a second signal would be merged."""
+        end = time.monotonic() + HANDLER_S
+        while not self.requested and time.monotonic() < end:
+            time.sleep(0.01)
 
     def is_forwarded(self):
         """Whether a SIGINT that arrives now is torchrun's copy of the last one."""
