@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from inference.eval_model import for_inference
+from inference.token_losses import default_batch_tokens, group_by_length, token_losses
 from ops.cross_entropy import IGNORE
-
-LOGITS_AT_ONCE = 256  # positions whose logits are in memory together: 50 MB in float32 with GPT-2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,7 @@ def score_batch(gpt, batch, device):
     )
     x = gpt.hidden(ids, SharedContext(pos, branch)).flatten(0, 1)[scored]  # (M, C)
     losses = torch.zeros(B * T, targets.size(1), device=device)
-    for part in torch.arange(len(scored), device=device).split(LOGITS_AT_ONCE):
-        logits = gpt.logits(x[part]).float()  # (m, V)
-        target = targets[part]
-        loss = logits.logsumexp(1, keepdim=True) - logits.gather(1, target.clamp(min=0))  # (m, E)
-        losses[scored[part]] = loss.masked_fill(target == IGNORE, 0)
+    losses[scored] = token_losses(gpt, x, targets)
     return losses.view(B, T, -1).sum(1)
 
 
@@ -135,20 +130,9 @@ class SharedContext:
 def make_task(examples, rt, batch_tokens=None, note=""):
     """Batch `examples` and keep this rank's batches. `batch_tokens` limits B·T; None chooses it by the device."""
     if batch_tokens is None:
-        # Small enough for a CPU's caches; on other devices large enough to use all their units.
-        batch_tokens = 2048 if rt.device.type == "cpu" else 16384
-    groups = group_by_length(examples, batch_tokens)[rt.rank :: rt.world_size]
+        batch_tokens = default_batch_tokens(rt.device)
+    groups = group_by_length([example.row_length() for example in examples], batch_tokens)[rt.rank :: rt.world_size]
     return Task(examples, [make_batch(examples, group) for group in groups], note)
-
-
-def group_by_length(examples, batch_tokens):
-    """Lists of example numbers, longest first: each one example, or at most `batch_tokens` tokens with padding."""
-    groups = []
-    for i in sorted(range(len(examples)), key=lambda i: (-examples[i].row_length(), i)):
-        if not groups or (len(groups[-1]) + 1) * examples[groups[-1][0]].row_length() > batch_tokens:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
 
 
 def make_batch(examples, group):

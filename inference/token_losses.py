@@ -1,0 +1,35 @@
+"""What every scorer needs: rows batched by length, and the losses of tokens without all logits in memory at once."""
+
+import torch
+
+from ops.cross_entropy import IGNORE
+
+LOGITS_AT_ONCE = 256  # positions whose logits are in memory together: 50 MB in float32 with GPT-2's vocabulary
+
+
+def default_batch_tokens(device):
+    """Tokens per forward pass: few enough for a CPU's caches; elsewhere enough to use all units of the device."""
+    return 2048 if device.type == "cpu" else 16384
+
+
+def group_by_length(lengths, batch_tokens):
+    """Lists of row numbers, longest rows first: each one row, or rows of at most `batch_tokens` tokens with padding."""
+    groups = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > batch_tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def token_losses(gpt, x, targets):
+    """Losses in nats, float32 (M, E), of E alternative next tokens at each of M positions; 0 where a target is IGNORE.
+
+    x: final hidden states (M, C). targets: ids (M, E). The logits are float32, whatever dtype the products use.
+    """
+    losses = torch.empty(targets.shape, device=x.device)
+    for rows, target, out in zip(*(t.split(LOGITS_AT_ONCE) for t in (x, targets, losses)), strict=True):
+        logits = gpt.logits(rows).float()  # (m, V)
+        loss = logits.logsumexp(1, keepdim=True) - logits.gather(1, target.clamp(min=0))  # (m, E)
+        out.copy_(loss.masked_fill(target == IGNORE, 0))
+    return losses
