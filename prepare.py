@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from configurator import configure
 from system.errors import UserError, command
-from text.documents import LoadedTexts, cut_file, fingerprint
+from text.documents import LoadedTexts, cut_files, fingerprint
 from text.encoding import count_characters, get_tokenizer_once
 from text.retry import Retry
 from text.shard_writer import Item, open_progress, print_summary, write_shards
@@ -136,16 +136,6 @@ def split_source(source, files, val, workers):
             bar.update(characters)
     cut = int(sum(counts) * (1 - val))
     return {split: functools.partial(split_pieces, split, pieces, counts, cut) for split in ("val", "train")}
-
-
-def cut_files(paths, total):
-    """Yield (piece, fraction of the source) of files; `total` is the bytes of the whole source."""
-    for path in paths:
-        size = os.path.getsize(path)
-        if size == 0 and os.path.basename(path) == "__init__.py":
-            continue  # marks a package and is usually empty; any other empty file is an error
-        for piece, share in cut_file(path):
-            yield piece, share * size / total
 
 
 def split_pieces(split, pieces, counts, cut):

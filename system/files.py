@@ -4,7 +4,17 @@ import errno
 import os
 from pathlib import Path
 
+from system.errors import UserError
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a full disk, quota or file system
+
+
+def check_writable(out, overwrite):
+    """Raise `UserError` if `--out` names a file that exists, unless `overwrite`, or a folder that doesn't."""
+    if os.path.exists(out) and not overwrite:
+        raise UserError(f"--out {out} already exists: pass --overwrite, or another name")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
+        raise UserError(f"--out {out}: its folder does not exist")
 
 
 class AtomicFile:

@@ -117,6 +117,16 @@ def fingerprint(paths):
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def cut_files(paths, total):
+    """Yield (piece, fraction of the source) of files; `total` is the bytes of the whole source."""
+    for path in paths:
+        size = os.path.getsize(path)
+        if size == 0 and os.path.basename(path) == "__init__.py":
+            continue  # marks a package and is usually empty; any other empty file is an error
+        for piece, share in cut_file(path):
+            yield piece, share * size / total
+
+
 def cut_file(path, start=0.0, stop=1.0):
     """Yield (piece, its fraction of the file) for the part of a file from `start` to `stop`, both 0 … 1.
 
