@@ -22,14 +22,18 @@ def group_by_length(lengths, batch_tokens):
     return groups
 
 
-def token_losses(gpt, x, targets):
+def token_losses(gpt, x, targets, most_probable=None):
     """Losses in nats, float32 (M, E), of E alternative next tokens at each of M positions; 0 where a target is IGNORE.
 
     x: final hidden states (M, C). targets: ids (M, E). The logits are float32, whatever dtype the products use.
+    `most_probable`, boolean (M, E), is filled with whether no id is more probable than the target.
     """
     losses = torch.empty(targets.shape, device=x.device)
-    for rows, target, out in zip(*(t.split(LOGITS_AT_ONCE) for t in (x, targets, losses)), strict=True):
-        logits = gpt.logits(rows).float()  # (m, V)
-        loss = logits.logsumexp(1, keepdim=True) - logits.gather(1, target.clamp(min=0))  # (m, E)
-        out.copy_(loss.masked_fill(target == IGNORE, 0))
+    for part in torch.arange(len(x), device=x.device).split(LOGITS_AT_ONCE):
+        logits = gpt.logits(x[part]).float()  # (m, V)
+        target = targets[part]
+        logit = logits.gather(1, target.clamp(min=0))  # (m, E)
+        losses[part] = (logits.logsumexp(1, keepdim=True) - logit).masked_fill(target == IGNORE, 0)
+        if most_probable is not None:
+            most_probable[part] = logit == logits.amax(1, keepdim=True)
     return losses
