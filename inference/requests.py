@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from inference.eval_model import for_inference
+from inference.eval_model import for_inference, unwrap
 from inference.generate import GenerationConfig, generate
 from inference.multiple_choice import Example, make_batch, predicting_states, sum_by_ending
 from inference.sampling import Sampling
@@ -30,10 +30,11 @@ def loglikelihoods(model, pairs, rt, batch_tokens=None, progress=False):
     if batch_tokens is None:
         batch_tokens = default_batch_tokens(rt.device)
     results = torch.zeros(2, len(pairs), device=rt.device)
-    with for_inference(model, rt) as gpt, tqdm(total=len(pairs), unit="request", disable=not progress) as bar:
-        examples, members = share_contexts(pairs, gpt.config.block_size)
-        groups = group_by_length([example.row_length() for example in examples], batch_tokens)
-        for group in groups[rt.rank :: rt.world_size]:
+    examples, members = share_contexts(pairs, unwrap(model).config.block_size)
+    groups = group_by_length([example.row_length() for example in examples], batch_tokens)[rt.rank :: rt.world_size]
+    bar = tqdm(total=sum(len(members[i]) for group in groups for i in group), unit="request", disable=not progress)
+    with for_inference(model, rt) as gpt, bar:
+        for group in groups:
             batch = make_batch(examples, group)
             x, targets = predicting_states(gpt, batch, rt.device)
             most_probable = torch.empty(targets.shape, dtype=torch.bool, device=rt.device)
@@ -43,7 +44,7 @@ def loglikelihoods(model, pairs, rt, batch_tokens=None, progress=False):
                 requests, count = torch.tensor(members[i], device=rt.device), len(members[i])
                 results[0, requests] = -losses[row, :count]
                 results[1, requests] = (misses[row, :count] == 0).float()
-            bar.update(sum(len(members[i]) for i in group) * rt.world_size)
+            bar.update(sum(len(members[i]) for i in group))
     logprobs, greedy = rt.sum(results).cpu()
     return logprobs, greedy > 0
 
@@ -82,12 +83,13 @@ def generate_until(model, tokenizer, prompts, rt, progress=False):
     """
     longest = max(prompt.max_new_tokens for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=rt.device)  # new ids + 1; 0: none
-    bar = tqdm(total=len(prompts), unit="request", disable=not progress)
+    groups = group_prompts(prompts)[rt.rank :: rt.world_size]
+    bar = tqdm(total=sum(map(len, groups)), unit="request", disable=not progress)
     with for_inference(model, rt) as gpt, bar:
-        for group in group_prompts(prompts)[rt.rank :: rt.world_size]:
+        for group in groups:
             for number, new in zip(group, continue_group(gpt, tokenizer, [prompts[i] for i in group]), strict=True):
                 ids[number, : len(new)] = torch.tensor(new, dtype=torch.long, device=rt.device) + 1
-            bar.update(len(group) * rt.world_size)
+            bar.update(len(group))
     rows = rt.sum(ids).tolist()
     texts = [tokenizer.decode([i - 1 for i in row if i > 0]) for row in rows]
     return [cut_at_stop(text, prompt.stops) for text, prompt in zip(texts, prompts, strict=True)]
