@@ -29,7 +29,8 @@ def test_read_documents_of_files_joins_the_pieces_of_a_document(tmp_path, monkey
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "__init__.py").touch()
     assert texts_of(tmp_path) == [long, *TEXTS, *TEXTS]
-    assert texts_of(tmp_path / "b.jsonl", tmp_path / "a.txt", limit=len(TEXTS) + 1)[-1] == long
+    assert texts_of(tmp_path / "b.jsonl", tmp_path / "a.txt") == [*TEXTS, long]
+    assert texts_of(tmp_path / "b.jsonl", tmp_path / "a.txt", limit=3) == TEXTS[:3]
 
 
 @pytest.mark.parametrize("name", ["byte", "gpt2"])
