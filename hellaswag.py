@@ -8,19 +8,16 @@ import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from configurator import Range, configure
-from formats.read import read
+from inference.eval_model import load
 from inference.hellaswag import prepare
 from inference.multiple_choice import score
-from model import GPT
 from system import runtime
-from system.errors import UserError, command
-from system.files import AtomicFile, require_writable_file
-from tokens.tokenizer import get_tokenizer
+from system.errors import command
+from system.files import AtomicFile, check_writable
 from tracking import published
 
 
@@ -46,11 +43,8 @@ class Settings:
     """number format of matrix products; auto: bfloat16 if the hardware supports it"""
 
     def check(self):
-        if self.out is None:
-            return
-        if os.path.exists(self.out) and not self.overwrite:
-            raise UserError(f"--out {self.out} already exists: pass --overwrite, or another name")
-        require_writable_file(self.out)
+        if self.out is not None:
+            check_writable(self.out, self.overwrite)
 
 
 @command
@@ -64,17 +58,14 @@ def main(argv=None):
 
 
 def run(settings, rt):
-    model_file = read(settings.model)
-    if model_file.tokenizer is None:
-        raise UserError(f"{model_file.source}: its tokenizer is unknown, so HellaSwag cannot be encoded for it")
-    model, tokenizer = GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer)
+    model = load(settings.model, rt)
     options = {"data": settings.data, "limit": settings.limit, "batch_tokens": settings.batch_tokens}
-    task = prepare(rt, tokenizer, model.config.block_size, **options)
-    rt.print(f"{model_file.source} on {rt.device} in {rt.precision}, {len(task.examples)} examples")
+    task = prepare(rt, model.tokenizer, model.gpt.config.block_size, **options)
+    rt.print(f"{model.source} on {rt.device} in {rt.precision}, {len(task.examples)} examples")
     if task.note:
         rt.print(task.note)
-    scores = score(model, task, rt, progress=rt.master)
-    report(rt, scores, model.config)
+    scores = score(model.gpt, task, rt, progress=rt.master)
+    report(rt, scores, model.gpt.config)
     if settings.out is not None and rt.master:
         write_scores(settings.out, task.examples, scores)
         rt.print(f"scores written to {settings.out}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from configurator import Range, configure
 from system.errors import UserError, command
 from system.lock import folder_lock
-from text.documents import FIELD, HalfPiece, cut_file, describe_files, fingerprint, is_parquet
+from text.documents import FIELD, HalfPiece, cut_files, describe_files, fingerprint, is_package_mark, is_parquet
 from text.encoding import count_characters, get_tokenizer_once
 from text.progress import open_progress, read_finished
 from text.retry import Retry
@@ -165,18 +165,6 @@ def split_source(source, splits, settings, workers):
             bar.update(characters)
     cut = int(sum(counts) * (1 - settings.val))
     return {split: functools.partial(split_pieces, split, pieces, counts, cut) for split in ("val", "train")}
-
-
-def is_package_mark(path):
-    """Whether a file is an empty `__init__.py`, which marks a package; any other empty file is an error."""
-    return os.path.basename(path) == "__init__.py" and os.path.getsize(path) == 0
-
-
-def cut_files(files, total):
-    """Yield (piece, fraction of the source) of `TextFile`s; `total` is the bytes of the whole source."""
-    for file in files:
-        for piece, share in cut_file(file):
-            yield piece, share * file.size / total
 
 
 def split_pieces(split, pieces, counts, cut):

@@ -1,21 +1,32 @@
-"""HellaSwag examples per second, compared with the plain loop: one example at a time, one full row per ending."""
+"""Scoring compared with the plain loops: HellaSwag one example at a time, perplexity one window at a time."""
+
+import functools
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks.generate import hugging_face
 from benchmarks.measure import Row, time_in_turn
+from inference import perplexity
 from inference.multiple_choice import Example, make_task, score
 from model import GPT, GPTConfig
+from ops.cross_entropy import IGNORE
 from system import runtime
+from tokens.tokenizer import get_tokenizer
 from training.costs import matmul_peak
+
+LETTERS = 1600  # of each text that perplexity is measured on: two windows of 1,024 bytes
 
 
 def run(settings):
     rt = runtime.start(settings.device, settings.dtype)
-    config = GPTConfig()
-    gpt = GPT(config).to(rt.device).eval()
+    gpt = GPT(GPTConfig()).to(rt.device).eval()
     hf = hugging_face(rt)
+    return [*hellaswag_rows(settings, rt, gpt, hf), *perplexity_rows(settings, rt, gpt, hf)]
+
+
+def hellaswag_rows(settings, rt, gpt, hf):
+    config = gpt.config
     examples = random_examples(128 if rt.device.type == "cpu" else 2048, config.vocab_size)
     task = make_task(examples, rt)
     few = examples[:: max(1, len(examples) // 16)]  # the baselines are slow, and their time per example is steady
@@ -36,6 +47,50 @@ def run(settings):
         Row(name, "examples/s", ours, len(few) / seconds["loop"][0], "one at a time", limit, note),
         Row(name, "examples/s", ours, len(few) / seconds["hf"][0], "one at a time, Hugging Face", limit, note),
     ]
+
+
+def perplexity_rows(settings, rt, gpt, hf):
+    """Random bytes, as ids of GPT-2's vocabulary: the same work as any text, and no vocabulary to download."""
+    config, tokenizer = gpt.config, get_tokenizer("byte")
+    letters = torch.randint(32, 127, (4 if rt.device.type == "cpu" else 128, LETTERS)).tolist()
+    texts = [bytes(row).decode() for row in letters]
+    windowing = perplexity.Windowing(config.block_size, config.block_size // 2)
+    documents = [[tokenizer.eot, *tokenizer.encode(text)] for text in texts]
+    windows = [(ids, *span) for ids in documents for span in perplexity.spans(len(ids), windowing.T, windowing.stride)]
+    few = windows[:2]  # the baselines are slow, and their time per window is steady
+    seconds = time_in_turn(
+        {
+            "ours": functools.partial(perplexity.score, gpt, tokenizer, texts, windowing, rt),
+            "loop": lambda: [score_window(gpt, window, rt) for window in few],
+            "hf": lambda: [score_window(lambda ids: hf(ids).logits, window, rt) for window in few],
+        },
+        runs=settings.runs,
+        synchronize=rt.synchronize,
+    )
+
+    def rate(scored_windows, name):
+        return sum(scored for *_, scored in scored_windows) / seconds[name][0]
+
+    inputs, scored = (sum(column) for column in zip(*((w[2] - w[1], w[3]) for w in windows), strict=True))
+    limit = scored * matmul_peak(rt.device, rt.dtype) / flops(inputs, scored, config)
+    name = f"perplexity/124M/{settings.dtype}"
+    note = f"windows of {windowing.T}, stride {windowing.stride}; spread {seconds['ours'][1]:.0%}"
+    return [
+        Row(name, "tok/s", rate(windows, "ours"), rate(few, "loop"), "one window at a time", limit, note),
+        Row(name, "tok/s", rate(windows, "ours"), rate(few, "hf"), "one window at a time, Hugging Face", limit, note),
+    ]
+
+
+@torch.no_grad()
+def score_window(logits_of, window, rt):
+    """The plain way: one row, all logits, the losses of the last `scored` targets."""
+    ids, start, stop, scored = window
+    ids = torch.tensor(ids[start : stop + 1], device=rt.device)
+    targets = ids[1:].clone()
+    targets[:-scored] = IGNORE
+    with rt.autocast():
+        logits = logits_of(ids[None, :-1])
+    return F.cross_entropy(logits[0].float(), targets, ignore_index=IGNORE, reduction="sum").item()
 
 
 def random_examples(n, vocab_size):
@@ -63,12 +118,17 @@ def score_one(logits_of, example, rt):
 
 
 def flops_per_example(examples, config):
-    """FLOPs that scoring needs on average: each matrix once per input token, the head once per scored position.
+    """FLOPs that scoring an example needs on average."""
+    scored = sum(example.row_length() - len(example.ctx) + 1 for example in examples)
+    inputs = sum(example.row_length() for example in examples)
+    return flops(inputs, scored, config) / len(examples)
 
-    Attention itself, some 2% at these lengths, is left out.
+
+def flops(inputs, scored, config):
+    """FLOPs of scoring: each matrix once per input token, the head once per scored position.
+
+    Attention itself is left out: some 2% in HellaSwag, 9% in windows of 1,024 tokens.
     """
     matrices = 12 * config.n_layer * config.n_embd**2
     head = config.vocab_size * config.n_embd
-    scored = [example.row_length() - len(example.ctx) + 1 for example in examples]
-    inputs = [example.row_length() for example in examples]
-    return 2 * (sum(inputs) * matrices + sum(scored) * head) / len(examples)
+    return 2 * (inputs * matrices + scored * head)

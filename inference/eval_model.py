@@ -1,13 +1,38 @@
-"""Prepare a GPT for inference: eval mode, no gradients, and on a CPU in bfloat16 weights packed for oneDNN."""
+"""Load a GPT to score text with, and prepare it for inference: eval mode, no gradients, packed weights for oneDNN."""
 
 import contextlib
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from formats.read import read
 from model import GPT
+from system.errors import UserError
+from tokens.tokenizer import Tokenizer, get_tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    gpt: GPT
+    tokenizer: Tokenizer
+    source: str  # describes the file in messages
+
+
+def load(name, rt):
+    """The model of `name`, see `formats.read`, on the device of `rt`, with its tokenizer.
+
+    Raises `UserError` if there is no such model, or if its tokenizer is unknown.
+    """
+    model_file = read(name)
+    if model_file.tokenizer is None:
+        raise UserError(
+            f"{model_file.source}: its tokenizer is unknown, so no text can be encoded for it; expected a model with"
+            " the vocabulary of gpt2 or byte"
+        )
+    return LoadedModel(GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer), model_file.source)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ def generate(model, prompts, config, on_token=None):
     """Continue `prompts`, a list of non-empty lists of ids. Returns the new ids, one list per prompt, without `eot`.
 
     `model` is a `GPT`, not a compiled or distributed wrapper; it runs in eval mode, under the caller's autocast.
-    `on_token(row, id)` is called for each new id and for the `eot` that ends a row. Row i draws from its own generator,
+    `on_token(row, id)` is called for each new id and for the `eot` that ends a row; if it returns true, the row ends
+    with that id. Row i draws from its own generator,
     seeded by (seed, i), so its ids do not depend on the other rows, and torch's random state does not change. Raises
     `UserError` if a prompt is empty, or if the model's logits are not finite.
     """
@@ -59,12 +60,11 @@ def generate(model, prompts, config, on_token=None):
                 contexts[row].append(token)
                 if row not in running:
                     continue  # a finished row is decoded until the last one finishes; its tokens are dropped
-                if on_token is not None:
-                    on_token(row, token)
-                if token == config.eot:
-                    running.discard(row)
-                else:
+                ends = on_token is not None and on_token(row, token)
+                if token != config.eot:
                     new[row].append(token)
+                if token == config.eot or ends:
+                    running.discard(row)
             if not running:
                 break
     return new

@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from inference.eval_model import for_inference
+from inference.token_losses import default_batch_tokens, group_by_length, token_losses
 from ops.cross_entropy import IGNORE
-
-LOGITS_AT_ONCE = 256  # positions whose logits are in memory together: 50 MB in float32 with GPT-2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -99,19 +98,25 @@ def scores_of(examples, losses):
 
 
 def score_batch(gpt, batch, device):
-    """Summed losses of the endings, (B, E), from float32 logits, whatever dtype the matrix products use."""
-    B, T = batch.ids.shape
+    """Summed losses of the endings, (B, E)."""
+    x, targets = predicting_states(gpt, batch, device)
+    return sum_by_ending(token_losses(gpt, x, targets), batch)
+
+
+def predicting_states(gpt, batch, device):
+    """The final hidden states (M, C) at the positions that predict an ending's token, and the targets there (M, E)."""
     ids, pos, branch, scored, targets = (
         t.to(device, non_blocking=True) for t in (batch.ids, batch.pos, batch.branch, batch.scored, batch.targets)
     )
-    x = gpt.hidden(ids, SharedContext(pos, branch)).flatten(0, 1)[scored]  # (M, C)
-    losses = torch.zeros(B * T, targets.size(1), device=device)
-    for part in torch.arange(len(scored), device=device).split(LOGITS_AT_ONCE):
-        logits = gpt.logits(x[part]).float()  # (m, V)
-        target = targets[part]
-        loss = logits.logsumexp(1, keepdim=True) - logits.gather(1, target.clamp(min=0))  # (m, E)
-        losses[scored[part]] = loss.masked_fill(target == IGNORE, 0)
-    return losses.view(B, T, -1).sum(1)
+    return gpt.hidden(ids, SharedContext(pos, branch)).flatten(0, 1)[scored], targets
+
+
+def sum_by_ending(values, batch):
+    """Sum values of the predicting positions, (M, E), over each ending of each row: (B, E)."""
+    B, T = batch.ids.shape
+    all_positions = values.new_zeros(B * T, values.size(1))
+    all_positions[batch.scored.to(values.device)] = values
+    return all_positions.view(B, T, -1).sum(1)
 
 
 class SharedContext:
@@ -137,26 +142,16 @@ class SharedContext:
 def make_task(examples, rt, batch_tokens=None, note=""):
     """Batch `examples` and keep this rank's batches. `batch_tokens` limits B·T; None chooses it by the device."""
     if batch_tokens is None:
-        # Small enough for a CPU's caches; on other devices large enough to use all their units.
-        batch_tokens = 2048 if rt.device.type == "cpu" else 16384
-    groups = group_by_length(examples, batch_tokens)[rt.rank :: rt.world_size]
+        batch_tokens = default_batch_tokens(rt.device)
+    groups = group_by_length([example.row_length() for example in examples], batch_tokens)[rt.rank :: rt.world_size]
     return Task(examples, [make_batch(examples, group) for group in groups], note)
 
 
-def group_by_length(examples, batch_tokens):
-    """Lists of example numbers, longest first: each one example, or at most `batch_tokens` tokens with padding."""
-    groups = []
-    for i in sorted(range(len(examples)), key=lambda i: (-examples[i].row_length(), i)):
-        if not groups or (len(groups[-1]) + 1) * examples[groups[-1][0]].row_length() > batch_tokens:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
-
-
 def make_batch(examples, group):
-    rows = [make_row(examples[i]) for i in group]
+    """The `Batch` of the examples with these numbers. The losses of endings that an example does not have are 0."""
+    E = max(len(examples[i].endings) for i in group)
+    rows = [make_row(examples[i], E) for i in group]
     T = max(len(ids) for ids, _, _, _ in rows)
-    E = len(examples[group[0]].endings)
     padding = (0, 0, E + 1, [IGNORE] * E)
     ids, pos, branch, targets = (
         torch.tensor([row[column] + [fill] * (T - len(row[column])) for row in rows])
@@ -167,11 +162,12 @@ def make_batch(examples, group):
     return Batch(torch.tensor(group), ids, pos, branch, scored, targets[scored])
 
 
-def make_row(example):
-    """Lists of one example's ids, positions, branches, and the next token in each ending (IGNORE where it has none)."""
-    n, E = len(example.ctx), len(example.endings)
+def make_row(example, E):
+    """Lists of one example's ids, positions, branches, and the next token in each of E endings (IGNORE for none)."""
+    n = len(example.ctx)
     ids, pos, branch = list(example.ctx), list(range(n)), [0] * n
-    targets = [[IGNORE] * E for _ in range(n - 1)] + [[ending[0] for ending in example.endings]]
+    firsts = [ending[0] for ending in example.endings]
+    targets = [[IGNORE] * E for _ in range(n - 1)] + [firsts + [IGNORE] * (E - len(firsts))]
     for i, ending in enumerate(example.endings):
         ids += ending[:-1]
         pos += range(n, n + len(ending) - 1)

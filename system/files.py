@@ -108,6 +108,13 @@ def require_writable_file(path, name="--out"):
     require_folder(path.parent, path)
 
 
+def check_writable(out, overwrite):
+    """Raise `UserError` if `--out` names a file that exists, unless `overwrite`, or that cannot be written."""
+    if os.path.exists(out) and not overwrite:
+        raise UserError(f"--out {out} already exists: pass --overwrite, or another name")
+    require_writable_file(out)
+
+
 def require_folder(folder, path):
     """Raise `UserError` unless `folder`, where `path` is to be written, can be made and written into."""
     while not os.path.lexists(folder) and folder != folder.parent:

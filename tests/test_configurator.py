@@ -204,7 +204,7 @@ def test_config_file_in_another_format_is_refused(config_file, name, text):
         configure(Settings, [config_file(text, name)])
 
 
-COMMANDS = ("train_gpt2", "sweep", "sample", "hellaswag", "plot", "bench", "export")
+COMMANDS = ("train_gpt2", "sweep", "sample", "hellaswag", "plot", "bench", "export", "perplexity", "harness")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -36,5 +36,6 @@ def test_imports_of_root_modules_go_downward(name):
     assert found & OURS <= BELOW[name]
 
 
-def test_root_holds_at_most_twelve_python_files():
-    assert len(list(ROOT.glob("*.py"))) <= 12
+def test_root_holds_at_most_fourteen_python_files():
+    """The commands, the model, the configurator: each further file makes the root harder to read."""
+    assert len(list(ROOT.glob("*.py"))) <= 14

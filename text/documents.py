@@ -160,6 +160,18 @@ def describe_file(path, field=FIELD):
     return TextFile(path, size, field, read_groups(path, field) if is_parquet(path) else ())
 
 
+def cut_files(files, total):
+    """Yield (piece, fraction of the source) of `TextFile`s; `total` is the bytes of the whole source."""
+    for file in files:
+        for piece, share in cut_file(file):
+            yield piece, share * file.size / total
+
+
+def is_package_mark(path):
+    """Whether a file is an empty `__init__.py`, which marks a package; any other empty file is an error."""
+    return os.path.basename(path) == "__init__.py" and os.path.getsize(path) == 0
+
+
 def cut_file(file, start=0.0, stop=1.0):
     """Yield (piece, its fraction of the file) for the part of a `TextFile` from `start` to `stop`, both 0 … 1.
 

@@ -1,0 +1,84 @@
+"""perplexity.py: its table and output file, and one line for each mistake."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers import TEXT, write_corpus
+from models import save_checkpoint, small_gpt
+
+from perplexity import main
+
+CPU = ["--device=cpu", "--dtype=float32"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints by name: good, nan (its weights), unknown (its tokenizer)."""
+    folder = tmp_path_factory.mktemp("models")
+    good = small_gpt(vocab_size=257)
+    paths = {"good": save_checkpoint(folder / "good.pt", good)}
+    paths["unknown"] = save_checkpoint(folder / "unknown.pt", small_gpt(), tokenizer=None)
+    torch.nn.init.constant_(good.transformer.ln_f.weight, math.nan)
+    return paths | {"nan": save_checkpoint(folder / "nan.pt", good)}
+
+
+def test_perplexity_command_gives_the_same_losses_for_text_and_its_shards(tmp_path, saved, capsys):
+    (tmp_path / "val.txt").write_text(TEXT[-2000:])
+    shards = write_corpus(tmp_path / "shards")
+    lines = []
+    for source in (tmp_path / "val.txt", shards):
+        out = tmp_path / "out.jsonl"
+        main([str(source), f"--model={saved['good']}", f"--out={out}", "--overwrite", *CPU])
+        lines.append([json.loads(line) for line in out.read_text().splitlines()])
+    (from_text,), (from_shards,) = lines
+    assert from_shards.pop("source").endswith("tiny_val_000000.npy")
+    assert from_text.pop("source").endswith("val.txt")
+    assert from_text == from_shards
+    assert (from_text["tokens"], from_text["bytes"]) == (2000, 2000)
+    printed = capsys.readouterr().out
+    assert f"{from_text['loss'] / 2000:.4f} " in printed, "nats per token"
+    assert f"{from_text['loss'] / 2000 / math.log(2):.4f} " in printed, "bits per byte"
+    assert "one document: no interval" in printed
+
+
+def test_perplexity_command_compares_models_in_one_table(tmp_path, saved, capsys):
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text(f"{i} is a number. " * (i + 1))
+    main([str(tmp_path), f"--model={saved['good']},{saved['good']}", "--stride=32", *CPU])
+    head, first, second, difference = capsys.readouterr().out.splitlines()[2:]
+    assert head.split() == ["model", "tokens", "bytes", "nats/token", "perplexity", "bits/byte", "perplexity/word"]
+    assert first == second
+    assert "±" in first
+    assert difference.endswith("+0.0000 ±0.0000 bits/byte")
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "flags", "message"),
+    [
+        (b"", "good", [], "text.txt is empty"),
+        (b"caf\xe9 noir", "good", [], "not UTF-8 text (byte 3)"),
+        (b"a", "good", ["--no-begin_with_eot"], "no token to score"),
+        (b"some text", "unknown", [], "its tokenizer is unknown"),
+        (b"some text", "nan", [], "its loss is nan in document 0"),
+        (b"some text", "good", ["--stride=0"], "stride = 0: expected at least 1"),
+        (b"some text", "good", ["--stride=33"], "--stride = 33: expected at most T, 32"),
+        (b"some text", "good", ["--T=33"], "--T = 33: expected at most the model's block_size, 32"),
+        (b"some text", "good", ["--out=/dev/null/x"], "is not a folder"),
+    ],
+)
+def test_perplexity_command_refuses_with_one_line(tmp_path, saved, capsys, text, model, flags, message):
+    (tmp_path / "text.txt").write_bytes(text)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "text.txt"), f"--model={saved[model]}", *flags, *CPU])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_perplexity_command_needs_a_source(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "perplexity.py needs a source" in capsys.readouterr().err
