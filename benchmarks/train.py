@@ -23,17 +23,12 @@ from ops.cross_entropy import IGNORE, head_loss, torch_loss
 from system import runtime
 from system.errors import UserError
 from system.memory import peak_memory
-from system.signals import StopRequest
 from train_gpt2 import train
 from training import costs
-from training.compilation import MODES, REDUCE_OVERHEAD, keeps_gradients
+from training.compilation import MODES, REDUCE_OVERHEAD
 from training.config import TrainConfig
-from training.optimizer import OPTIMIZERS, Optimizers
-from training.parallel import wrap_model
-from training.profiling import StepProfiler
-from training.progress import Progress
-from training.state import Run, TrainState
-from training.update_filter import UpdateFilter
+from training.optimizer import Optimizers
+from training.setup import assemble
 
 OURS, HUGGING_FACE = "ours", "Hugging Face"
 
@@ -214,36 +209,16 @@ def worker(variant):
 
 
 def make_run(variant, rt, log):
-    """A `Run` as `training.setup` makes it, but without data, evaluations and a folder."""
+    """A `Run` without data, evaluations and a folder."""
     total = variant.B * variant.T * variant.grad_accum_steps * rt.world_size
     options = {"compile": variant.compile, "compile_mode": variant.compile_mode, "warmup_steps": 0}
     cfg = TrainConfig(B=variant.B, T=variant.T, total_batch_size=total, **options)
     model = (our_model if variant.code == OURS else HuggingFace)(variant).to(rt.device)
-    eval_model, train_model = wrap_model(model, cfg, rt)
-    if variant.fused:
-        optimizers = Optimizers(OPTIMIZERS["adamw"](model, cfg), keeps_gradients(cfg, rt.device.type))
-    else:  # one small kernel after the other
+    run = assemble(cfg, rt, model, RandomTokens(variant, rt.rank), log)
+    if not variant.fused:  # one small kernel after the other
         groups = model.optimizer_groups(cfg.weight_decay)
-        optimizers = Optimizers([torch.optim.AdamW(groups, lr=cfg.max_lr, betas=(0.9, 0.95), foreach=False)])
-    state, scaler = TrainState(), torch.amp.GradScaler(rt.device.type, enabled=False)
-    return Run(
-        cfg=cfg,
-        rt=rt,
-        stop_request=StopRequest(),
-        state=state,
-        model=model,
-        train_model=train_model,
-        eval_model=eval_model,
-        optimizers=optimizers,
-        scaler=scaler,
-        loader=RandomTokens(variant, rt.rank),
-        tokenizer_name="gpt2",
-        evaluations=[],
-        log=log,
-        progress=Progress(cfg, rt, model.config, log),
-        update_filter=UpdateFilter(cfg, rt, scaler, state, log),
-        profiler=StepProfiler(cfg, rt, 0, model),
-    )
+        run.optimizers = Optimizers([torch.optim.AdamW(groups, lr=cfg.max_lr, betas=(0.9, 0.95), foreach=False)])
+    return run
 
 
 def our_model(variant):

@@ -29,6 +29,10 @@ class UserError(Exception):
     """
 
 
+class RankError(UserError):
+    """A `UserError` that not every rank meets: the ranks that raise it print it."""
+
+
 class NothingToDo(Exception):
     """What the command should do is done already. The message is one line; `command` prints it and exits with 0."""
 
@@ -68,7 +72,7 @@ def command(main):
     """Decorate a script's `main` to turn expected exceptions into exit codes.
 
     A `UserError`, a full disk and a path that cannot be read or written are printed as one line on stderr, by rank 0
-    only, and exit with 2; `NothingToDo` on stdout, with 0. Ctrl-C exits with 130. A closed stdout
+    only (a `RankError` by the rank that raises it), and exit with 2; `NothingToDo` on stdout, with 0. Ctrl-C exits with 130. A closed stdout
     (`python sample.py | head`) exits with 0.
     """
 
@@ -82,7 +86,7 @@ def command(main):
             sys.stdout.flush()
             return result
         except UserError as error:
-            fail(str(error))
+            fail(str(error), every_rank=isinstance(error, RankError))
         except NothingToDo as reason:
             if os.environ.get("RANK", "0") == "0":
                 print(reason, flush=True)
@@ -104,9 +108,9 @@ def command(main):
     return run_main
 
 
-def fail(message):
-    """Print a user's mistake and exit with 2."""
+def fail(message, every_rank=False):
+    """Print a user's mistake and exit with 2. Under torchrun only rank 0 prints what all ranks raise."""
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or not rank.isdecimal():  # under torchrun every rank raises the same error
+    if every_rank or rank == "0" or not rank.isdecimal():
         print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # imported before a group exists: its functions would keep that group and its threads alive
 
-from system.errors import UserError, describe_disk_error
+from system.errors import RankError, UserError, describe_disk_error
 from system.terminal import Terminal
 
 
@@ -208,7 +208,7 @@ def pick_device(name, local_rank=0):
     if name != "cuda":
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
-        raise UserError(
+        raise RankError(
             f"rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; lower --nproc_per_node"
         )
     return torch.device("cuda", local_rank)

@@ -5,12 +5,12 @@ import os
 import sys
 
 from system import runtime
-from system.errors import NothingToDo, UserError
+from system.errors import NothingToDo, RankError, UserError
 
 
 @contextlib.contextmanager
 def explain_failures(cfg, rt):
-    """Turn an out-of-memory error into a `UserError`, and end this rank at once where another rank is lost."""
+    """Turn an out-of-memory error into a `RankError`, and end this rank at once where another rank is lost."""
     try:
         yield
     except (UserError, NothingToDo):
@@ -18,7 +18,7 @@ def explain_failures(cfg, rt):
         raise
     except RuntimeError as error:
         if runtime.is_out_of_memory(error):
-            raise UserError(
+            raise RankError(
                 f"out of memory on {rt.device}: lower B (now {cfg.B}; total_batch_size stays, in more micro-steps),"
                 " lower T, or set --activation_checkpointing"
             ) from error

@@ -15,6 +15,7 @@ from formats.read import read
 from model import GPT, GPTConfig
 from ops.cross_entropy import head_loss
 from system.errors import NothingToDo, UserError
+from system.signals import StopRequest
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import TokenData, open_data, split_of
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
@@ -73,37 +74,42 @@ def set_up(cfg, rt, stop_request):
 
 def make_run(cfg, rt, stop_request, data, model, saved):
     """The `Run`, with its log opened; `saved` is the checkpoint to resume from, or None."""
+    start_step = saved["step"] if saved is not None else 0
+    evaluations = prepare_evaluations(cfg, rt, data, model)
+    loader = TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size)
+    run = assemble(cfg, rt, model, loader, open_log(cfg, rt, start_step), start_step)
+    run.stop_request, run.evaluations = stop_request, evaluations
+    run.tokenizer_name, run.data_digest = data.tokens.tokenizer, data.digest()
+    if saved is not None:
+        load_content(run, saved)
+        run.good_steps.add(start_step)
+    return run
+
+
+def assemble(cfg, rt, model, loader, log, start_step=0):
+    """A `Run` of these parts and of what follows from the settings, without evaluations; benchmarks use it too."""
     eval_model, train_model = parallel.wrap_model(model, cfg, rt)
     shared = cfg.shard == parallel.OPTIMIZER and rt.world_size > 1
-    optimizers = Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared), keeps_gradients(cfg, rt.device.type))
-    start_step = saved["step"] if saved is not None else 0
     state, scaler = TrainState(), torch.amp.GradScaler(rt.device.type, enabled=rt.dtype == torch.float16)
-    evaluations = prepare_evaluations(cfg, rt, data, model)
-    log = open_log(cfg, rt, start_step)
-    run = Run(
+    return Run(
         cfg=cfg,
         rt=rt,
-        stop_request=stop_request,
+        stop_request=StopRequest(),
         state=state,
         model=model,
         train_model=train_model,
         eval_model=eval_model,
-        optimizers=optimizers,
+        optimizers=Optimizers(OPTIMIZERS[cfg.optimizer](model, cfg, shared), keeps_gradients(cfg, rt.device.type)),
         scaler=scaler,
-        loader=TrainLoader(data.train, cfg.B, cfg.total_batch_size, cfg.seed, rt.rank, rt.world_size),
-        tokenizer_name=data.tokens.tokenizer,
-        data_digest=data.digest(),
-        evaluations=evaluations,
+        loader=loader,
+        tokenizer_name="gpt2",
+        evaluations=[],
         log=log,
         progress=Progress(cfg, rt, model.config, log),
         update_filter=UpdateFilter(cfg, rt, scaler, state, log),
         profiler=StepProfiler(cfg, rt, start_step, model),
         start_step=start_step,
     )
-    if saved is not None:
-        load_content(run, saved)
-        run.good_steps.add(start_step)
-    return run
 
 
 def open_log(cfg, rt, start_step):

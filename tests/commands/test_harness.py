@@ -14,7 +14,7 @@ from harness import main
     [
         ([], "--tasks: expected the harness's names"),
         (["--tasks=piqa", "--limit=0"], "limit = 0: expected at least 1"),
-        (["--tasks=piqa", "--out=/dev/null/x"], "is not a folder"),
+        (["--tasks=piqa", "--out=/dev/null/x"], "Not a directory"),
     ],
 )
 def test_harness_command_refuses_with_one_line(capsys, flags, message):

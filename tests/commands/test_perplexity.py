@@ -65,7 +65,7 @@ def test_perplexity_command_compares_models_in_one_table(tmp_path, saved, capsys
         (b"some text", "good", ["--stride=0"], "stride = 0: expected at least 1"),
         (b"some text", "good", ["--stride=33"], "--stride = 33: expected at most T, 32"),
         (b"some text", "good", ["--T=33"], "--T = 33: expected at most the model's block_size, 32"),
-        (b"some text", "good", ["--out=/dev/null/x"], "is not a folder"),
+        (b"some text", "good", ["--out=/dev/null/x"], "Not a directory"),
     ],
 )
 def test_perplexity_command_refuses_with_one_line(tmp_path, saved, capsys, text, model, flags, message):

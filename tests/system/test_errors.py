@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from system.errors import NothingToDo, UserError, command
+from system.errors import NothingToDo, RankError, UserError, command
 
 
 @command
@@ -22,6 +22,13 @@ def test_command_prints_a_user_error_on_rank_0_and_exits_2(monkeypatch, capsys, 
         fail(UserError("x = 3: expected 4"))
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", printed)
+
+
+def test_command_prints_the_error_of_one_rank_on_that_rank(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        fail(RankError("rank 1 has no GPU"))
+    assert capsys.readouterr().err == "error: rank 1 has no GPU\n"
 
 
 @pytest.mark.parametrize(("rank", "printed"), [("0", "finished\n"), ("1", "")])
