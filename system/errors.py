@@ -72,8 +72,8 @@ def command(main):
     """Decorate a script's `main` to turn expected exceptions into exit codes.
 
     A `UserError`, a full disk and a path that cannot be read or written are printed as one line on stderr, by rank 0
-    only (a `RankError` by the rank that raises it), and exit with 2; `NothingToDo` on stdout, with 0. Ctrl-C exits with 130. A closed stdout
-    (`python sample.py | head`) exits with 0.
+    only (a `RankError` by the rank that raises it), and exit with 2; `NothingToDo` on stdout, with 0. Ctrl-C exits with
+    130. A closed stdout (`python sample.py | head`) exits with 0.
     """
 
     @functools.wraps(main)
