@@ -62,7 +62,13 @@ def test_command_exits_0_without_a_message_when_stdout_is_closed():
 
 def test_command_that_is_interrupted_while_it_imports_exits_130_without_a_traceback():
     script = [sys.executable, "-X", "importtime", str(ROOT / "train_gpt2.py")]
-    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        script,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits an ignored Ctrl-C
+    )
     next(line for line in process.stderr if "numpy" in line)  # torch is being imported
     process.send_signal(signal.SIGINT)
     assert process.stderr.read().endswith("\ninterrupted\n")

@@ -70,7 +70,7 @@ def test_update_comparison_catches_a_missing_division(make_run):
 
 
 def test_overfit_batch_learns_one_batch_by_heart(make_run):
-    settings = {"total_batch_size": 128, "max_steps": 300, "max_lr": 1e-2, "min_lr": 1e-3, "n_embd": 64}
+    settings = {"total_batch_size": 128, "max_steps": 200, "max_lr": 1e-2, "min_lr": 1e-3, "n_embd": 64}
     losses, _, _ = train_and_read(make_run(overfit_batch=True, **settings))
     assert losses[0] > 5
     assert losses[-1] < 0.05
