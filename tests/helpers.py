@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,8 @@ def torchrun(ranks, script, *args, env=None, timeout=180, flags=()):
         env={**os.environ, **(env or {})},
         check=False,
     )
+
+
+def restore_ctrl_c():
+    """Undo the inherited setting of background jobs, which ignore SIGINT; for a process that a test starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 from corpus import make_documents, parquet_bytes
+from helpers import restore_ctrl_c
 
 SCRIPT = Path(__file__).parents[1] / "fineweb.py"
 
@@ -36,11 +36,6 @@ def start(source, out, *args):
         stderr=subprocess.STDOUT,
         preexec_fn=restore_ctrl_c if os.name == "posix" else None,  # noqa: PLW1509 (no threads here)
     )
-
-
-def restore_ctrl_c():
-    """Undo the inherited setting of background jobs, which ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def complete(source, out, *args):

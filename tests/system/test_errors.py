@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, restore_ctrl_c
 
 from system.errors import NothingToDo, RankError, UserError, command
 
@@ -67,7 +67,7 @@ def test_command_that_is_interrupted_while_it_imports_exits_130_without_a_traceb
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits an ignored Ctrl-C
+        preexec_fn=restore_ctrl_c,  # noqa: PLW1509 (no threads here)
     )
     next(line for line in process.stderr if "numpy" in line)  # torch is being imported
     process.send_signal(signal.SIGINT)
