@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ops.cross_entropy import IGNORE
-from system.errors import UserError
+from system.errors import RankError, UserError
 from tokens.shards import MAX_ID
 
 ROUNDS = 4  # of the Feistel network: enough for a pseudorandom permutation (Luby & Rackoff 1988)
@@ -57,14 +57,14 @@ class Windows:
         return torch.from_numpy(x), torch.from_numpy(y)
 
     def refuse_ids(self, shard, window):
-        raise UserError(
+        raise RankError(  # only the rank whose window it is meets it
             f"{self.names[shard]} holds token id {window.max()}, but the largest id in meta.json is {self.max_id}: the"
             " file has changed since it was written; make the folder again"
         )
 
 
 class TrainLoader:
-    """Deals out the endless, shuffled sequence of training windows, step by step."""
+    """Yields the batches of each step from the endless, shuffled sequence of training windows."""
 
     def __init__(self, windows, B, total_batch_size, seed, rank=0, world_size=1):
         self.windows, self.B, self.seed = windows, B, seed
