@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
 from corpus import make_documents, parquet_bytes
 from helpers import restore_ctrl_c
 

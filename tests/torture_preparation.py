@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
 import numpy as np
 from corpus import FILE_BYTES, make_documents
 
