@@ -17,15 +17,12 @@ import torch
 
 from configurator import Range, configure
 from formats.checkpoint import describe_age, newest_checkpoint
-from formats.read import read
-from inference.eval_model import for_inference
+from inference.eval_model import for_inference, load
 from inference.generate import GenerationConfig, generate
 from inference.sampling import STYLES
 from inference.text_samples import DEFAULT_PROMPTS, TextDecoder, encode_prompt
-from model import GPT
 from system import runtime
 from system.errors import UserError, command
-from tokens.tokenizer import get_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +80,11 @@ def main(argv=None):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # see `check_utf8`
     prompt = read_prompt(settings)
     rt = runtime.start(settings.device, settings.dtype, settings.seed)
-    model_file = read(find_newest() if settings.model is None else settings.model)
-    if model_file.tokenizer is None:
-        raise UserError(f"{model_file.source}: its tokenizer is unknown, so its ids cannot be decoded to text")
-    tokenizer = get_tokenizer(model_file.tokenizer)
+    model = load(find_newest() if settings.model is None else settings.model, rt)
+    tokenizer = model.tokenizer
     sampling = dataclasses.asdict(settings.sampling())
-    print(f"{model_file.source} on {rt.device}, {settings.style}: {sampling}", file=sys.stderr, flush=True)
-    with for_inference(GPT.from_file(model_file).to(rt.device), rt) as gpt:
+    print(f"{model.source} on {rt.device}, {settings.style}: {sampling}", file=sys.stderr, flush=True)
+    with for_inference(model.gpt, rt) as gpt:
         if settings.interactive:
             interact(gpt, tokenizer, settings)
         else:

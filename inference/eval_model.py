@@ -29,8 +29,8 @@ def load(name, rt):
     model_file = read(name)
     if model_file.tokenizer is None:
         raise UserError(
-            f"{model_file.source}: its tokenizer is unknown, so no text can be encoded for it; expected a model with"
-            " the vocabulary of gpt2 or byte"
+            f"{model_file.source}: its tokenizer is unknown, so it cannot read or write text; expected a model with the"
+            " vocabulary of gpt2 or byte"
         )
     return LoadedModel(GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer), model_file.source)
 

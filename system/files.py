@@ -15,8 +15,6 @@ try:
 except ImportError:  # Windows, which never deletes a file that a process writes
     fcntl = None
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # `OSError.errno` of a full disk, quota or file system
-
 
 class AtomicFile:
     """A context that writes a file which appears under its name only once it is complete.

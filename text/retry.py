@@ -13,8 +13,7 @@ import time
 from tqdm import tqdm
 
 from system.background import in_background
-from system.errors import NetworkError, UserError
-from system.files import NO_SPACE
+from system.errors import NO_SPACE, NetworkError, UserError
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)  # HTTP
 REFUSED_STATUS = (401, 403, 404)

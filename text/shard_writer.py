@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from system.errors import UserError
-from system.files import NO_SPACE
+from system.errors import NO_SPACE, UserError
 from system.words import format_count
 from text.documents import Piece
 from text.encoding import tokenize
