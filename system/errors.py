@@ -82,6 +82,7 @@ def command(main):
         if signal.getsignal(signal.SIGINT) is exit_quietly:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
+            require_current_folder()
             result = main(*args, **kwargs)
             sys.stdout.flush()
             return result
@@ -106,6 +107,13 @@ def command(main):
             fail(message)
 
     return run_main
+
+
+def require_current_folder():
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder no longer exists: change to another one") from error
 
 
 def fail(message, every_rank=False):

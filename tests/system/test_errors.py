@@ -51,6 +51,17 @@ def test_command_keeps_other_exceptions():
         fail(ZeroDivisionError())
 
 
+def test_command_says_that_the_current_folder_was_deleted(monkeypatch, tmp_path, capsys):
+    deleted = tmp_path / "deleted"
+    deleted.mkdir()
+    monkeypatch.chdir(deleted)
+    deleted.rmdir()
+    with pytest.raises(SystemExit) as stop:
+        command(lambda: None)()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: the current folder no longer exists: change to another one\n"
+
+
 def test_command_exits_0_without_a_message_when_stdout_is_closed():
     code = "from system.errors import command; command(lambda: [print(i, flush=True) for i in range(10**6)])()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
