@@ -95,7 +95,7 @@ def run(settings):
     size = sum(tensor.numel() for tensor in model.to_tensors().values())
     print(f"{model_file.source}: {size:,} parameters, tokenizer {model_file.tokenizer or 'unknown'}")
     if settings.to == "hf":
-        export_hugging_face(settings, model, model_file.tokenizer)
+        export_hugging_face(settings, model, model_file)
     elif settings.to is not None:
         export_llmc(settings, model)
     return 0 if settings.check is None else check(model, settings.check, settings.tolerance)
@@ -131,9 +131,10 @@ def export_hellaswag(settings):
     print(f"{settings.out}: {count:,} examples")
 
 
-def export_hugging_face(settings, model, tokenizer):
+def export_hugging_face(settings, model, model_file):
     make_parent(settings.out)
-    missing = hugging_face.write(settings.out, model.config.shape, model.to_tensors(), tokenizer)
+    shape, tensors = model.config.shape, model.to_tensors()
+    missing = hugging_face.write(settings.out, shape, tensors, model_file.tokenizer, model_file.chat)
     print(f"{settings.out}: {', '.join(sorted(path.name for path in Path(settings.out).iterdir()))}")
     if missing:
         print(f"left out: {missing}")

@@ -7,6 +7,8 @@ python sample.py --interactive
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
+import functools
+import itertools
 import os
 import stat
 import sys
@@ -17,12 +19,14 @@ import torch
 
 from configurator import Range, configure
 from formats.checkpoint import describe_age, newest_checkpoint
+from inference.chat import Conversation
 from inference.eval_model import for_inference, load
 from inference.generate import GenerationConfig, generate
 from inference.sampling import STYLES
 from inference.text_samples import DEFAULT_PROMPTS, TextDecoder, encode_prompt
 from system import runtime
 from system.errors import UserError, command
+from tokens.chat import clean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Settings:
     """a file whose text is the prompt"""
     interactive: bool = False
     """read prompts from the keyboard and continue each; an empty line or Ctrl-D ends"""
+    chat: bool = False
+    """hold a conversation, with a model that was fine-tuned for it (config/finetune_chat.py); Ctrl-D ends"""
+    system: str | None = None
+    """--chat: what the system says before the first question"""
     num_samples: Annotated[int | None, Range(1, 10**4)] = None
     """number of continuations, generated as one batch; by default 4, interactively 1"""
     max_new_tokens: Annotated[int, Range(1, 10**6)] = 100
@@ -64,6 +72,10 @@ class Settings:
             raise UserError("--cuda_graph: this machine (or this build of torch) has no CUDA")
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("--prompt and --prompt_file: expected one of the two")
+        if self.chat and (self.interactive or (self.prompt, self.prompt_file, self.num_samples) != (None,) * 3):
+            raise UserError("--chat reads questions from the keyboard: leave out prompts, --interactive, --num_samples")
+        if self.system is not None and not (self.chat and clean(self.system)):
+            raise UserError(f"system = {self.system!r}: expected some text, together with --chat")
         self.sampling()  # checks its values
 
     def sampling(self):
@@ -85,7 +97,11 @@ def main(argv=None):
     sampling = dataclasses.asdict(settings.sampling())
     print(f"{model.source} on {rt.device}, {settings.style}: {sampling}", file=sys.stderr, flush=True)
     with for_inference(model.gpt, rt) as gpt:
-        if settings.interactive:
+        if settings.chat:
+            if not model.chat:
+                print(f"warning: {model.source} was not fine-tuned on conversations", file=sys.stderr, flush=True)
+            chat(gpt, tokenizer, settings)
+        elif settings.interactive:
             interact(gpt, tokenizer, settings)
         else:
             stream_samples(gpt, tokenizer, settings, DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt)
@@ -100,7 +116,7 @@ def find_newest():
 
 def read_prompt(settings):
     """The prompt from a flag, a file, or redirected standard input; None if there is none."""
-    if settings.prompt is not None or settings.interactive:
+    if settings.prompt is not None or settings.interactive or settings.chat:
         return settings.prompt and check_utf8(settings.prompt, "--prompt")
     if settings.prompt_file is not None:
         try:
@@ -147,6 +163,58 @@ def interact(gpt, tokenizer, settings):
         turn_settings = dataclasses.replace(settings, seed=settings.seed + turn, num_samples=num_samples)
         stream_samples(gpt, tokenizer, turn_settings, prompt)
         turn += 1
+
+
+def chat(gpt, tokenizer, settings):
+    """Answer each line that is typed, as turns of one conversation. Every answer has its own seed, as in `interact`."""
+    conversation = Conversation(tokenizer, gpt.config.block_size, settings.max_new_tokens, settings.system)
+    print(CHAT_HELP, file=sys.stderr, flush=True)
+    for turn in itertools.count():
+        try:
+            line = input("user> ").strip()
+        except EOFError:  # Ctrl-D
+            print()
+            return
+        try:
+            if line.startswith("/"):
+                obey(line, conversation)
+            elif line:
+                answer(check_utf8(line, "the question"), conversation, gpt, settings, turn)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+CHAT_HELP = "/reset forgets the conversation, /save FILE writes it; Ctrl-C stops an answer, Ctrl-D ends"
+
+
+def obey(line, conversation):
+    """Do what a line of the conversation that begins with a slash asks for."""
+    name, _, path = line.partition(" ")
+    if name == "/reset" and not path:
+        conversation.reset()
+        print("the conversation begins again", file=sys.stderr, flush=True)
+    elif name == "/save" and path:
+        conversation.save(path.strip())
+        print(f"saved {path.strip()}", file=sys.stderr, flush=True)
+    else:
+        raise UserError(f"{line}: expected /reset or /save FILE")
+
+
+def answer(question, conversation, gpt, settings, turn):
+    """Print the model's answer while it is generated."""
+    dropped = conversation.dropped
+    print("assistant>", end="", flush=True)
+    conversation.answer(
+        question,
+        gpt,
+        functools.partial(print, end="", flush=True),
+        sampling=settings.sampling(),
+        seed=settings.seed + turn,
+        cuda_graph=settings.cuda_graph,
+    )
+    print(flush=True)
+    if conversation.dropped > dropped:
+        print(f"(the oldest {conversation.dropped} turns no longer fit and were left out)", file=sys.stderr, flush=True)
 
 
 def stream_samples(gpt, tokenizer, settings, prompt):

@@ -59,7 +59,8 @@ def read(path):
         tensors = load(path, mmap=True)["model"]  # the optimizer's state, two thirds of the file, is not read
         return without_padding(tensors, shape["vocab_size"])
 
-    return ModelFile(shape, state["tokenizer"], f"{path} (step {state['step']})", load_tensors)
+    source, chat = f"{path} (step {state['step']})", state.get("chat") is True
+    return ModelFile(shape, state["tokenizer"], source, load_tensors, chat)
 
 
 def save(path, state):

@@ -24,6 +24,7 @@ from formats.torch_file import safe_load
 from system.boundary import foreign, library_write, read_json, require_fields, require_regular_file, show
 from system.errors import UserError
 from system.files import flush_folder
+from tokens.chat import JINJA
 from tokens.tokenizer import EOT_TEXT, VOCAB_SIZES, end_of_text_id, get_tokenizer, tokenizer_of_vocab
 
 
@@ -46,6 +47,7 @@ CONFIG_VALUES = {  # the functions that our model computes; the first value of e
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+TOKENIZER_CONFIG = "tokenizer_config.json"
 FUNCTION = (*CONFIG_NAMES.values(), *CONFIG_VALUES, "n_inner", "tie_word_embeddings", "reorder_and_upcast_attn")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored transposed
 GPT2_VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # also tiktoken's cache key
@@ -77,7 +79,8 @@ def read(name):
     config = read_config(folder, name)
     shape = shape_of(config, folder, name)
     check_config_values(config, name)
-    return ModelFile(shape, tokenizer_of_vocab(shape["vocab_size"]), name, lambda: to_gpt2(read_tensors(folder)))
+    tokenizer, chat = tokenizer_of_vocab(shape["vocab_size"]), has_chat_template(folder)
+    return ModelFile(shape, tokenizer, name, lambda: to_gpt2(read_tensors(folder)), chat)
 
 
 def download(name):
@@ -155,6 +158,12 @@ def check_config_values(config, source):
             raise UserError(f"{source} is not a plain GPT-2: {found} in its config, expected {allowed[0]!r}")
 
 
+def has_chat_template(folder):
+    """Whether a folder's tokenizer has the chat template that `write` gives it."""
+    path = Path(folder) / TOKENIZER_CONFIG
+    return path.exists() and read_json(path).get("chat_template") == JINJA
+
+
 def weight_files(folder):
     """The files with a folder's tensors: safetensors if present, else pickles; one or several. None: an empty list."""
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -212,11 +221,12 @@ def to_gpt2(tensors):
 # ---- writing ----
 
 
-def write(folder, shape, tensors, tokenizer):
+def write(folder, shape, tensors, tokenizer, chat=False):
     """Write a folder from which `AutoModelForCausalLM.from_pretrained(folder)` loads the same model.
 
-    `shape` and `tensors` are those of a `ModelFile`; `tokenizer` is a name or None. The folder appears under its name
-    when it is complete. Returns None, or the reason why the tokenizer's files are missing. Raises `OSError`.
+    `shape`, `tensors`, `tokenizer` and `chat` are those of a `ModelFile`; with `chat`, the tokenizer gets the template
+    of the chat format. The folder appears under its name when it is complete. Returns None, or the reason why the
+    tokenizer's files are missing. Raises `OSError`.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
@@ -230,6 +240,8 @@ def write(folder, shape, tensors, tokenizer):
         write_json(temporary / "generation_config.json", end_of_text_ids(tokenizer))
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors makes it private
         missing = write_tokenizer(temporary, tokenizer, shape["block_size"])
+        if chat and missing is None:
+            add_chat_template(temporary / TOKENIZER_CONFIG)
         temporary.replace(folder)
         flush_folder(folder.parent)
     finally:
@@ -282,7 +294,12 @@ def write_byte_tokenizer(folder, block_size):
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     config |= {"bos_token": eot, "eos_token": eot, "clean_up_tokenization_spaces": False}
     config["split_special_tokens"] = True  # text is never encoded to end-of-text, as in ours
-    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / TOKENIZER_CONFIG, config)
+
+
+def add_chat_template(path):
+    """Add the chat template to a tokenizer's config. It writes end-of-text into the text, which must become its id."""
+    write_json(path, read_json(path) | {"chat_template": JINJA, "split_special_tokens": False})
 
 
 def write_gpt2_tokenizer(folder, block_size):

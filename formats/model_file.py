@@ -41,6 +41,7 @@ class ModelFile:
     tokenizer: str | None  # None if the file does not say
     source: str  # describes the file in messages
     load: Callable[[], dict[str, torch.Tensor]]  # reads the tensors, which may include the head
+    chat: bool = False  # whether the file says that it was fine-tuned on conversations in the format of tokens/chat.py
 
     def tensors(self):
         """Read the tensors: {parameter name: tensor}, in the file's dtype, one for each of `parameter_shapes`.

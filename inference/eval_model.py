@@ -19,6 +19,7 @@ class LoadedModel:
     gpt: GPT
     tokenizer: Tokenizer
     source: str  # describes the file in messages
+    chat: bool  # whether it was fine-tuned on conversations
 
 
 def load(name, rt):
@@ -32,7 +33,8 @@ def load(name, rt):
             f"{model_file.source}: its tokenizer is unknown, so it cannot read or write text; expected a model with the"
             " vocabulary of gpt2 or byte"
         )
-    return LoadedModel(GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer), model_file.source)
+    gpt, tokenizer = GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer)
+    return LoadedModel(gpt, tokenizer, model_file.source, model_file.chat)
 
 
 @contextlib.contextmanager

@@ -86,6 +86,30 @@ def test_sample_command_reads_prompts_from_flag_file_and_keyboard(log, monkeypat
     assert printed.index("[Sample 1] ett") < printed.index("[Sample 1] två")
 
 
+def test_sample_command_holds_a_conversation(log, monkeypatch, capsys):
+    monkeypatch.chdir(log)
+    typed = iter(["hi", "/save a.jsonl", "/quit", "/reset", "hi\udcff", "x" * 99])
+
+    def read_line(text):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read_line)
+    main([*SHORT, "--chat", "--style=focused", "--model=log/run"])
+    printed = capsys.readouterr()
+    assert printed.out.count("assistant>") == 2
+    for line in (
+        "warning: log/run/model_00003.pt (step 3) was not fine-tuned on conversations",
+        "the conversation begins again",
+        "error: /quit: expected /reset or /save FILE",
+        "error: the question: character 2 is not UTF-8",
+        "error: the question has",
+    ):
+        assert line in printed.err.replace("\\", "/")
+
+
 def test_sample_command_refuses_weights_that_are_not_finite(log, monkeypatch, capsys):
     monkeypatch.chdir(log)
     path = log / "log" / "run" / "model_00003.pt"
@@ -119,6 +143,8 @@ def test_read_prompt_refuses_text_that_is_not_utf8(tmp_path, monkeypatch, source
         (["--prompt=a", "--prompt_file=b"], "expected one of the two"),
         (["--prompt_file=absent.txt"], "absent.txt"),
         (["--model=absent.pt"], "absent.pt"),
+        (["--chat", "--prompt=a"], "--chat reads questions from the keyboard"),
+        (["--system=a"], "system = 'a': expected some text, together with --chat"),
         (["--prompt=a\udcff"], "--prompt: character 1 is not UTF-8"),
         (["--temperature=nan"], "temperature = nan"),
         (["--temperature=1e-40"], "temperature = 1e-40: expected 0 (greedy), or 0.0001 and more"),

@@ -26,8 +26,11 @@ from models import (
 
 from formats import hugging_face
 from formats.read import read
+from inference.generate import GenerationConfig, generate
+from inference.sampling import GREEDY
 from model import GPT
 from system.errors import UserError
+from tokens.chat import encode_chat
 from tokens.tokenizer import get_tokenizer
 
 SHAPES = [(32, 128, 2, 2, 32), (48, 100, 3, 4, 64), (16, 257, 1, 3, 48)]  # the second and third are padded inside
@@ -158,7 +161,7 @@ def test_written_folder_reads_back_as_the_same_model(tmp_path, vocab_size, token
     write(tmp_path / "hf", model, tokenizer)
     model_file = read(str(tmp_path / "hf"))
     assert_same_parameters(GPT.from_file(model_file), model)
-    assert model_file.tokenizer == tokenizer
+    assert (model_file.tokenizer, model_file.chat) == (tokenizer, False)
     modes = {file.stat().st_mode for file in (tmp_path / "hf").iterdir()}
     assert len(modes) == 1, "all files are as readable as config.json"
 
@@ -199,6 +202,33 @@ def test_written_byte_model_generates_text_in_a_pipeline(tmp_path):
     for _ in range(4):
         ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
     assert text == get_tokenizer("byte").decode(ids[4:])
+
+
+@pytest.mark.parametrize("name", ["byte", "gpt2"])
+def test_written_chat_model_gets_a_template_with_our_ids(tmp_path, name):
+    try:
+        ours = get_tokenizer(name)
+    except UserError as error:
+        pytest.skip(f"needs GPT-2's BPE: {error}")
+    model = small_gpt(vocab_size=ours.vocab_size, n_layer=1, n_embd=8)
+    hugging_face.write(tmp_path / "hf", model.config.shape, model.to_tensors(), name, chat=True)
+    assert read(str(tmp_path / "hf")).chat
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    turns = [("system", "Be  brief."), ("user", " ¿2+3?\n\n日本 "), ("assistant", "5"), ("user", "And 3<|endoftext|>?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    for n, prompt in ((2, True), (3, False), (4, True)):
+        given = theirs.apply_chat_template(messages[:n], add_generation_prompt=prompt)
+        assert given["input_ids"] == encode_chat(messages[:n], ours)[0]
+
+
+def test_chat_pipeline_continues_our_prompt_with_our_greedy_ids(tmp_path):
+    model, ours = small_gpt(vocab_size=257, block_size=64).eval(), get_tokenizer("byte")
+    hugging_face.write(tmp_path / "hf", model.config.shape, model.to_tensors(), "byte", chat=True)
+    pipeline = transformers.pipeline("text-generation", str(tmp_path / "hf"), device="cpu")
+    messages = [{"role": "user", "content": "2 + 3?"}]
+    theirs = pipeline(messages, max_new_tokens=4, do_sample=False, return_tensors=True)[0]["generated_token_ids"]
+    prompt = encode_chat(messages, ours)[0]
+    assert theirs == prompt + generate(model, [prompt], GenerationConfig(4, GREEDY, eot=256))[0]
 
 
 def test_write_without_the_gpt2_vocabulary_leaves_its_files_out(tmp_path, monkeypatch):
