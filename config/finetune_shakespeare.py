@@ -11,7 +11,8 @@ dropout = 0.1
 
 max_steps = 40  # about four epochs; with more it memorizes the plays
 warmup_steps = 0
-max_lr = min_lr = 3e-5
+schedule = "constant"
+max_lr = 3e-5
 weight_decay = 0.1
 val_interval = 10
 sample_interval = 10

@@ -16,4 +16,4 @@ total_batch_size = 2**19  # about half a million tokens, as for GPT-3 Small
 max_steps = 19073  # 10^10 tokens
 warmup_steps = 715  # 375 million tokens, as for GPT-3
 max_lr = 6e-4
-min_lr = 6e-5
+min_lr = 6e-5  # at max_steps, as in build-nanogpt; GPT-3's cosine ended before the run, see docs/reproduce_gpt2_124M.md

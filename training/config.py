@@ -1,7 +1,8 @@
 """Every setting of a training run: its default, its meaning, and the values that are refused.
 
-The defaults train GPT-2 124M on FineWeb-Edu, with GPT-3's learning-rate schedule and batch size
-(Brown et al. 2020, table 2.1 and appendix B). Each evaluation defines its own settings, see `training/evaluation.py`.
+The defaults train GPT-2 124M on FineWeb-Edu, with GPT-3's batch size, learning rates, warm-up and cosine (Brown et al.
+2020, table 2.1 and appendix B). The cosine ends with the run, as in build-nanogpt; GPT-3's ended after 260 of 300
+billion tokens. Each evaluation defines its own settings, see `training/evaluation.py`.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from training.compilation import INDUCTOR, MODES
 from training.evaluation import EVALUATIONS
 from training.optimizer import MUON, OPTIMIZERS
 from training.parallel import FULL, SHARD_MODES
-from training.schedule import SCHEDULES
+from training.schedule import CONSTANT, SCHEDULES
 
 SYNTHETIC = "synthetic"  # a data_dir that needs no folder
 
@@ -64,11 +65,13 @@ class CoreSettings:
     optimizer: Literal[*OPTIMIZERS] = "adamw"
     """adamw, or muon for the blocks' matrices with adamw for the rest"""
     schedule: Literal[*SCHEDULES] = "cosine"
-    """how the learning rate falls after the warm-up, from max_lr to min_lr"""
+    """how the learning rate falls from max_lr to min_lr: after the warm-up (cosine, linear), at the end (wsd), never"""
+    decay_steps: Annotated[int | None, Range(1, MOST_STEPS)] = None
+    """updates over which it falls; by default all after the warm-up (cosine, linear) or a fifth of max_steps (wsd)"""
     max_lr: Annotated[float, Range(0)] = 6e-4
     """peak learning rate"""
     min_lr: Annotated[float, Range(0)] = 6e-5
-    """learning rate at max_steps and after"""
+    """learning rate after the decay"""
     warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 715
     """updates of linear warm-up"""
     weight_decay: Annotated[float, Range(0)] = 0.1
@@ -145,7 +148,7 @@ class CoreSettings:
     def check(self):
         """Raise `UserError` for settings that contradict each other; each number's own range is in its field."""
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
-        require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
+        self.check_schedule()
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
         if self.overwrite and self.would_delete(self.init_from):
             raise UserError(f"--overwrite would delete init_from = {self.init_from}: choose another --log_dir")
@@ -162,6 +165,13 @@ class CoreSettings:
         for package in ("tensorboard", "wandb"):
             if getattr(self, package):
                 require_installed(package)
+
+    def check_schedule(self):
+        """Raise `UserError` for learning rates that contradict the schedule or each other."""
+        if self.schedule == CONSTANT:
+            require(self.decay_steps is None, "decay_steps", self.decay_steps, f"None with schedule = {CONSTANT}")
+            return  # min_lr is not used
+        require(self.min_lr <= self.max_lr, "min_lr", self.min_lr, f"at most max_lr = {self.max_lr}")
 
     def would_delete(self, path):
         """Whether `path` is log_dir or in it, so that --overwrite deletes it."""

@@ -1,6 +1,11 @@
-"""Intervals (`due`), the learning rate and its schedules."""
+"""Intervals (`due`), the learning rate and its schedules.
+
+To add a schedule, write a function like `cosine` and add it to `SCHEDULES`.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
 def due(step, interval):
@@ -9,13 +14,20 @@ def due(step, interval):
 
 
 def learning_rate(step, cfg):
-    """Linear warm-up to max_lr, then the schedule's decay to min_lr at max_steps, then min_lr."""
+    """Linear warm-up to max_lr, max_lr until the schedule's decay starts, the decay to min_lr, then min_lr."""
     if step < cfg.warmup_steps:
         return cfg.max_lr * (step + 1) / cfg.warmup_steps
-    if step >= cfg.max_steps:
+    schedule = SCHEDULES[cfg.schedule]
+    start, end = schedule.span(cfg)
+    if step < start:
+        return cfg.max_lr
+    if step >= end:
         return cfg.min_lr
-    progress = (step - cfg.warmup_steps) / (cfg.max_steps - cfg.warmup_steps)  # 0 … 1
-    return cfg.min_lr + SCHEDULES[cfg.schedule](progress) * (cfg.max_lr - cfg.min_lr)
+    progress = (step - start) / (end - start)  # 0 … 1
+    return cfg.min_lr + schedule.shape(progress) * (cfg.max_lr - cfg.min_lr)
+
+
+# The shapes: each maps the progress of the decay, 0 … 1, to the share of max_lr - min_lr that is left, 1 … 0.
 
 
 def cosine(progress):
@@ -28,5 +40,44 @@ def linear(progress):
     return 1 - progress
 
 
-# Each maps the progress after the warm-up, 0 … 1, to the share of max_lr - min_lr that is left, 1 … 0.
-SCHEDULES = {"cosine": cosine, "linear": linear}
+def one_minus_sqrt(progress):
+    """Falls fast at first (Hägele et al. 2024, arXiv 2405.18392: as the end of a constant rate better than a line)."""
+    return 1 - math.sqrt(progress)
+
+
+# The spans: each returns the steps (start, end) of the decay; without `decay_steps` it ends at max_steps.
+
+
+def after_warmup(cfg):
+    """The decay begins after the warm-up."""
+    if cfg.decay_steps is None:
+        return cfg.warmup_steps, cfg.max_steps
+    return cfg.warmup_steps, cfg.warmup_steps + cfg.decay_steps
+
+
+def at_end(cfg):
+    """The decay is the end of the run, by default a fifth of it (2405.18392; llm.c), and no part of the warm-up."""
+    steps = max(1, cfg.max_steps // 5) if cfg.decay_steps is None else cfg.decay_steps
+    return max(cfg.warmup_steps, cfg.max_steps - steps), cfg.max_steps
+
+
+def never(cfg):
+    """There is no decay."""
+    return math.inf, math.inf
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate falls from max_lr to min_lr."""
+
+    shape: Callable | None  # None: it does not fall
+    span: Callable = after_warmup
+
+
+WSD, CONSTANT = "wsd", "constant"
+SCHEDULES = {
+    "cosine": Schedule(cosine),
+    "linear": Schedule(linear),
+    WSD: Schedule(one_minus_sqrt, at_end),  # warm-up, stable, decay (Hu et al. 2024, MiniCPM, arXiv 2404.06395)
+    CONSTANT: Schedule(None, never),
+}
