@@ -11,7 +11,7 @@ from system.words import format_count
 from tracking import runlog
 from tracking.environment import describe_environment
 from training import costs
-from training.forecast import epoch_lines, memory_lines, step_line
+from training.forecast import epoch_lines, memory_lines, schedule_lines, step_line
 from training.optimizer import MUON
 from training.parallel import NONE, SHARD_MODES
 
@@ -30,6 +30,7 @@ def print_banner(run, data):
         )
     rt.print(step_line(cfg, rt.world_size))
     rt.print("\n".join(epoch_lines(cfg, len(data.train))))
+    rt.print("\n".join(schedule_lines(cfg)))
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
     for name, group in zip(("decayed", "non-decayed"), run.model.optimizer_groups(0.0), strict=True):
         size = sum(p.numel() for p in group["params"])

@@ -1,6 +1,6 @@
-"""What a run is expected to need, in words, for the banner and for `--dry_run`: tokens, passes over the data, memory.
+"""What a run is expected to do and need, in words: tokens, passes over the data, learning rate, memory.
 
-Both print the same lines, with a warning where a run does not fit the machine or its data.
+The banner and `--dry_run` print the same lines, with a warning where a run does not fit its settings, data or machine.
 """
 
 from system.runtime import dtype_name
@@ -8,6 +8,7 @@ from system.words import format_count
 from training import costs
 from training.config import SYNTHETIC
 from training.micro_batch import free_memory
+from training.schedule import SCHEDULES, learning_rate
 
 MOST_EPOCHS = 20  # passes over the data after which a run mostly memorizes
 FEWEST_STEPS = 100  # with fewer no model learns much: the batch is too large for the data
@@ -37,6 +38,40 @@ def epoch_lines(cfg, windows):
             f" more text, or read them {MOST_EPOCHS} times with --max_steps {steps}{recipe}"
         )
     return lines
+
+
+def schedule_lines(cfg):
+    """The course of the learning rate, with a warning if the run ends before the warm-up or the decay does."""
+    lines = ["learning rate: " + ", ".join(rate_phases(cfg))]
+    left = cfg.max_steps - cfg.warmup_steps
+    if left <= 0:
+        lines.append(
+            f"warning: the run never leaves the warm-up: warmup_steps = {cfg.warmup_steps}, but max_steps ="
+            f" {cfg.max_steps}: lower --warmup_steps or raise --max_steps"
+        )
+    elif cfg.decay_steps is not None and cfg.decay_steps > left:
+        lines.append(
+            f"warning: decay_steps = {cfg.decay_steps}, but only {left} steps follow the warm-up: lower --decay_steps"
+            " or raise --max_steps"
+        )
+    return lines
+
+
+def rate_phases(cfg):
+    """What the learning rate does, one phase after the other."""
+    warmup = min(cfg.warmup_steps, cfg.max_steps)
+    if warmup:
+        phases = [f"rises to {learning_rate(warmup - 1, cfg):.2e} in {format_count(warmup, 'step')}"]
+    else:
+        phases = [f"starts at {cfg.max_lr:.2e}"]
+    start, end = (min(step, cfg.max_steps) for step in SCHEDULES[cfg.schedule].span(cfg))
+    if start > warmup:
+        phases.append(f"stays there until step {start:,}")
+    if start < end:
+        phases.append(f"falls ({cfg.schedule}) to {learning_rate(end, cfg):.2e} at step {end:,}")
+    if warmup < end < cfg.max_steps:
+        phases.append(f"stays there until step {cfg.max_steps:,}")
+    return phases
 
 
 def memory_lines(config, cfg, dtype, device, world_size, built=False):

@@ -1,4 +1,4 @@
-"""The learning rate at every corner of each schedule."""
+"""The learning rate at every corner of each schedule, and its description."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 from configurator import configure
 from system.errors import UserError
 from training.config import TrainConfig
+from training.forecast import schedule_lines
 from training.schedule import SCHEDULES, learning_rate
 
 GPT3 = {"max_lr": 6e-4, "min_lr": 6e-5, "warmup_steps": 715, "max_steps": 19073}
@@ -80,3 +81,44 @@ def test_shape_of_a_decay_falls_from_1_to_0(name):
 def test_constant_schedule_refuses_decay_steps():
     with pytest.raises(UserError, match="decay_steps = 5: expected None with schedule = constant"):
         configure(TrainConfig, ["--schedule=constant", "--decay_steps=5"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({}, ["rises to 1.00e+00 in 10 steps, falls (cosine) to 0.00e+00 at step 110"]),
+        (
+            {"warmup_steps": 0, "decay_steps": 30, "schedule": "linear"},
+            ["starts at 1.00e+00, falls (linear) to 0.00e+00 at step 30, stays there until step 110"],
+        ),
+        (
+            {"schedule": "wsd"},
+            ["rises to 1.00e+00 in 10 steps, stays there until step 88, falls (wsd) to 0.00e+00 at step 110"],
+        ),
+        ({"schedule": "constant"}, ["rises to 1.00e+00 in 10 steps, stays there until step 110"]),
+        (
+            {"decay_steps": 200},
+            [
+                "rises to 1.00e+00 in 10 steps, falls (cosine) to 5.00e-01 at step 110",
+                "warning: decay_steps = 200, but only 100 steps follow the warm-up: lower --decay_steps or raise"
+                " --max_steps",
+            ],
+        ),
+        (
+            {"max_steps": 8, "decay_steps": 200},
+            [
+                "rises to 8.00e-01 in 8 steps",
+                "warning: the run never leaves the warm-up: warmup_steps = 10, but max_steps = 8: lower --warmup_steps"
+                " or raise --max_steps",
+            ],
+        ),
+    ],
+)
+def test_schedule_lines_describe_each_phase(settings, lines):
+    first, *warnings = lines
+    assert schedule_lines(TrainConfig(**UNIT | settings)) == [f"learning rate: {first}", *warnings]
+
+
+def test_schedule_lines_warn_only_of_a_run_that_ends_in_its_warm_up():
+    for max_steps, warns in ((9, True), (10, True), (11, False)):
+        assert (len(schedule_lines(TrainConfig(**UNIT | {"max_steps": max_steps}))) == 2) == warns
