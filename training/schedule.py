@@ -13,8 +13,14 @@ def due(step, interval):
     return interval > 0 and step % interval == 0
 
 
+RATE_SETTINGS = ("schedule", "decay_steps", "max_lr", "min_lr", "warmup_steps", "max_steps")
+
+
 def learning_rate(step, cfg):
-    """Linear warm-up to max_lr, max_lr until the schedule's decay starts, the decay to min_lr, then min_lr."""
+    """Linear warm-up to max_lr, max_lr until the schedule's decay starts, the decay to min_lr, then min_lr.
+
+    Of the settings, it depends on those in `RATE_SETTINGS` only.
+    """
     if step < cfg.warmup_steps:
         return cfg.max_lr * (step + 1) / cfg.warmup_steps
     schedule = SCHEDULES[cfg.schedule]
@@ -25,6 +31,12 @@ def learning_rate(step, cfg):
         return cfg.min_lr
     progress = (step - start) / (end - start)  # 0 … 1
     return cfg.min_lr + schedule.shape(progress) * (cfg.max_lr - cfg.min_lr)
+
+
+def most_different_step(cfg, other, steps):
+    """The one of the first `steps` steps at which the learning rates of two configs differ most, of at most 1,000."""
+    compared = [*range(0, steps, steps // 1000 + 1), steps - 1]
+    return max(compared, key=lambda step: abs(learning_rate(step, cfg) - learning_rate(step, other)))
 
 
 # The shapes: each maps the progress of the decay, 0 … 1, to the share of max_lr - min_lr that is left, 1 … 0.

@@ -14,8 +14,10 @@ from formats import checkpoint
 from formats.read import read
 from model import GPT, GPTConfig
 from ops.cross_entropy import head_loss
+from system.boundary import foreign
 from system.errors import NothingToDo, UserError
 from system.signals import StopRequest
+from system.words import listing
 from tokens.dataloader import TrainLoader, Windows
 from tokens.shards import TokenData, open_data, split_of
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
@@ -24,7 +26,7 @@ from tracking.sinks import open_sinks
 from training import parallel
 from training.banner import print_banner, write_record
 from training.compilation import keeps_gradients
-from training.config import SYNTHETIC
+from training.config import SYNTHETIC, TrainConfig
 from training.evaluation import prepare_evaluations
 from training.micro_batch import resolve_micro_batch
 from training.optimizer import OPTIMIZERS, Optimizers
@@ -32,6 +34,7 @@ from training.profiling import StepProfiler
 from training.progress import Progress
 from training.run_folder import check_room, finish_replacement, replaced_run
 from training.saving import check_content, load_content
+from training.schedule import RATE_SETTINGS, SCHEDULES, WSD, at_end, learning_rate, most_different_step
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
 
@@ -62,6 +65,7 @@ def set_up(cfg, rt, stop_request):
     if saved is not None:
         check_resume(cfg, saved, data)
         check_unfinished(cfg, saved)
+        warn_of_other_rates(cfg, saved, rt)
     model = build_model(cfg, rt, data.tokens, saved)
     rt.from_master(lambda: check_room(cfg, model.config))
     cfg = resolve_micro_batch(cfg, rt, model, saved)
@@ -166,6 +170,31 @@ def check_unfinished(cfg, saved):
             f"finished: {cfg.log_dir} holds all {step:,} steps of the run; to train it further, add --max_steps"
             f" {2 * step}"
         )
+
+
+def warn_of_other_rates(cfg, saved, rt):
+    """Warn if the steps that a resumed run has made had other learning rates than `cfg` gives them."""
+    made, record = saved["step"], saved["train_config"]
+    with foreign(checkpoint.path_of(cfg.log_dir, made), "the checkpoint of a run"):
+        before = TrainConfig(**{name: record[name] for name in RATE_SETTINGS if name in record})
+        if before.schedule not in SCHEDULES:  # a schedule of another version
+            return
+        step = most_different_step(cfg, before, made)
+        was, now = learning_rate(step, before), learning_rate(step, cfg)
+    if now == was:
+        return
+    changed = [name for name in RATE_SETTINGS if getattr(before, name) != getattr(cfg, name)]
+    changes = listing([f"{name} changed from {getattr(before, name)} to {getattr(cfg, name)}" for name in changed])
+    hint = ""
+    if changed == ["max_steps"] and cfg.schedule == WSD:
+        stable = min(at_end(before)[0], at_end(cfg)[0])
+        hint = f"; a checkpoint of step {stable} or before extends the run without that"
+    elif changed == ["max_steps"]:
+        hint = f"; a run with --schedule {WSD} can be extended without that"
+    rt.print(
+        f"warning: {changes}: with that from the start, step {step} would have had a learning rate of {now:.2e}, not"
+        f" {was:.2e}, so the losses are not those of such a run{hint}"
+    )
 
 
 def open_run_data(cfg, rt):

@@ -1,14 +1,20 @@
-"""The learning rate at every corner of each schedule, and its description."""
+"""The learning rate at every corner of each schedule, its description, and what a resumed run may change of it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from configurator import configure
+from formats import checkpoint
 from system.errors import UserError
+from train_gpt2 import train
+from training import evaluation
 from training.config import TrainConfig
 from training.forecast import schedule_lines
 from training.schedule import SCHEDULES, learning_rate
+from training.setup import warn_of_other_rates
 
 GPT3 = {"max_lr": 6e-4, "min_lr": 6e-5, "warmup_steps": 715, "max_steps": 19073}
 UNIT = {"max_lr": 1.0, "min_lr": 0.0, "warmup_steps": 10, "max_steps": 110}  # the decay can take 100 steps
@@ -122,3 +128,94 @@ def test_schedule_lines_describe_each_phase(settings, lines):
 def test_schedule_lines_warn_only_of_a_run_that_ends_in_its_warm_up():
     for max_steps, warns in ((9, True), (10, True), (11, False)):
         assert (len(schedule_lines(TrainConfig(**UNIT | {"max_steps": max_steps}))) == 2) == warns
+
+
+SHORT = {"warmup_steps": 1, "checkpoint_interval": 4, "keep_last": 0, "B": 8, "total_batch_size": 256}
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_resume_with_more_steps_has_the_bits_of_the_longer_run_if_wsd_has_not_decayed(
+    make_run, tmp_path, monkeypatch, capsys, schedule
+):
+    """A cosine run serves as the counter-check: the comparison and the warning notice its other rates."""
+    monkeypatch.setattr(evaluation, "plot_runs", lambda *args: None)  # slow
+    settings = SHORT | {"schedule": schedule}
+    train(make_run(**settings, max_steps=10, log_dir=tmp_path / "long"))
+    settings["log_dir"] = tmp_path / "extended"
+    train(make_run(**settings, max_steps=5))
+    checkpoint.path_of(tmp_path / "extended", 5).unlink()
+    train(make_run(**settings, max_steps=10, resume=True))
+    same = []
+    for step in (8, 10):  # a wsd run of 10 steps decays after 8
+        long, extended = (checkpoint.load(checkpoint.path_of(tmp_path / name, step)) for name in ("long", "extended"))
+        same += [torch.equal(weight, extended["model"][name]) for name, weight in long["model"].items()]
+    assert all(same) == (schedule == "wsd")
+    assert ("warning: max_steps changed from 5 to 10: " in capsys.readouterr().out) == (schedule == "cosine")
+
+
+@pytest.fixture
+def warnings_for(tmp_path):
+    """A function of the settings of a run of 4 steps and of those it is resumed with, {name: value}: the warnings."""
+
+    def warnings(before, after):
+        lines, base = [], {"warmup_steps": 1, "max_lr": 1e-3, "min_lr": 1e-4, "log_dir": str(tmp_path)}
+        cfg = TrainConfig(**base | {"max_steps": 8} | after)
+        saved = {"step": 4, "train_config": base | {"max_steps": 4} | before}
+        warn_of_other_rates(cfg, saved, SimpleNamespace(print=lines.append))
+        return lines
+
+    return warnings
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            {},
+            {},
+            "max_steps changed from 4 to 8: with that from the start, step 3 would have had a learning rate of 8.31e",
+        ),
+        ({}, {}, "not 3.25e-04, so the losses are not those of such a run; a run with --schedule wsd can be extended"),
+        ({"schedule": "linear"}, {"schedule": "linear"}, "step 3 would have had a learning rate of 7.43e-04, not 4.00"),
+        (
+            {},
+            {"max_steps": 4, "max_lr": 5e-4},
+            "max_lr changed from 0.001 to 0.0005: with that from the start, step 0 would",
+        ),
+        (
+            {},
+            {"schedule": "constant"},
+            "schedule changed from cosine to constant and max_steps changed from 4 to 8: with",
+        ),
+    ],
+)
+def test_resume_with_other_rates_warns_with_their_largest_difference(warnings_for, before, after, words):
+    [line] = warnings_for(before, after)
+    assert line.startswith("warning: ")
+    assert words in line
+
+
+def test_resume_with_other_rates_names_the_last_checkpoint_that_extends_a_wsd_run(warnings_for):
+    wsd = {"schedule": "wsd", "decay_steps": 2}
+    [line] = warnings_for(wsd, wsd)
+    assert "step 3 would have had a learning rate of 1.00e-03, not 3.64e-04" in line
+    assert line.endswith("; a checkpoint of step 2 or before extends the run without that")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"schedule": "constant"}, {"schedule": "constant"}),
+        ({"decay_steps": 3}, {"decay_steps": 3}),
+        ({"schedule": "wsd", "max_steps": 20}, {"schedule": "wsd", "max_steps": 10**6}),
+        ({}, {"max_steps": 4}),
+        ({"schedule": "of another version"}, {}),
+    ],
+)
+def test_resume_with_the_same_rates_does_not_warn(warnings_for, before, after):
+    assert warnings_for(before, after) == []
+
+
+def test_resume_refuses_learning_rates_of_a_hostile_checkpoint(warnings_for):
+    with pytest.raises(UserError, match=r"model_00004\.pt is damaged or not the checkpoint of a run"):
+        warnings_for({"max_lr": "high"}, {})
