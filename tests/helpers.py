@@ -1,14 +1,18 @@
 """A tiny corpus, tiny settings, and the scripts run as a user runs them."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
+import torch
+from fork_server import ForkServer
 
 from tokens.shards import shard_name, write_meta, write_shard
 
@@ -77,32 +81,55 @@ def as_flags(settings):
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def run_script(script, *args, env=None, timeout=120, cwd=ROOT, stdin=None):
-    """Run a script as a user would; returns the finished process with stdout and stderr as text."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        input=stdin,
-        check=False,
-    )
+@functools.cache
+def fork_server():
+    """The server of this process, which starts with the first script."""
+    return ForkServer.in_new_interpreter()
 
 
-def torchrun(ranks, script, *args, env=None, timeout=180, flags=()):
+def can_fork(environment):
+    """Whether a process of `fork_server` is like one that begins with a new interpreter."""
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return False
+    ignored = {"PYTEST_CURRENT_TEST": None}
+    return environment | ignored == fork_server().environment | ignored
+
+
+def start_python(*words, env=None, cwd=ROOT, fresh=False, **options):
+    """Start `python WORDS`; returns a process like `subprocess.Popen`, in text mode.
+
+    It is forked from a process that has torch imported already, see `fork_server.py`. It begins with a new interpreter
+    if `fresh`, for tests of what happens before or while libraries are imported, and where the environment is not the
+    one of the server, which the libraries have read.
+    """
+    command, environment = [sys.executable, *map(str, words)], {**os.environ, **(env or {})}
+    if fresh or not can_fork(environment):
+        return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **options)
+    return fork_server().start(command, cwd=cwd, env=environment, **options)
+
+
+def run_python(*words, timeout=120, stdin=None, **options):
+    """Run `start_python` to the end; returns the finished process with stdout and stderr as text."""
+    pipes = {"stdin": None if stdin is None else PIPE, "stdout": PIPE, "stderr": PIPE}
+    process = start_python(*words, **pipes, **options)
+    try:
+        output = process.communicate(stdin, timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def run_script(script, *args, **options):
+    """Run a script as a user would, by `run_python`, whose options are env, cwd, stdin, timeout in seconds, fresh."""
+    return run_python(ROOT / script, *args, **options)
+
+
+def torchrun(ranks, script, *args, timeout=180, flags=(), **options):
     """Run a script under a real torchrun with `ranks` gloo processes of one thread each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *flags]
-    return subprocess.run(
-        [sys.executable, *launcher, str(ROOT / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+    return run_python(*launcher, ROOT / script, *args, timeout=timeout, **options)
 
 
 def restore_ctrl_c():

@@ -4,6 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).parent.parent)]
+
 from helpers import TINY, as_flags, write_corpus
 
 from configurator import configure

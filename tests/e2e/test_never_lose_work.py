@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from subprocess import PIPE, STDOUT
 
 import pytest
 import torch
-from helpers import MEASURED, ROOT, TINY, as_flags, run_script, torchrun, write_corpus
+from helpers import MEASURED, ROOT, TINY, as_flags, run_script, start_python, torchrun, write_corpus
 
 from formats import checkpoint
 from tracking.runlog import read_log
@@ -46,17 +47,10 @@ def assert_same_end(log_dir, uninterrupted):
 
 
 def start(log_dir, corpus, *extra, launcher=(), settings=SETTINGS, env=None):
-    """Start a run in its own process group, with --resume."""
+    """Start a run in its own process group, with --resume; with a `launcher`, all of it in new interpreters."""
     flags = as_flags(settings | {"data_dir": corpus, "log_dir": log_dir, "resume": True})
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train_gpt2.py"), *flags, *extra],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        start_new_session=True,
-    )
+    words, streams = [*launcher, ROOT / "train_gpt2.py", *flags, *extra], {"stdout": PIPE, "stderr": STDOUT}
+    return start_python(*words, env=env, fresh=bool(launcher), start_new_session=True, **streams)
 
 
 def wait_for(process, pattern, lines=None):
@@ -156,27 +150,23 @@ def test_second_ctrl_c_stops_at_once(uninterrupted, tmp_path):
 
 
 def test_torchrun_restart_after_a_killed_rank_is_bit_identical(tmp_path):
-    corpus = write_corpus(tmp_path / "data")
-    settings = SETTINGS | {"max_steps": 40}
+    settings = SETTINGS | {"data_dir": write_corpus(tmp_path / "data")}
+    done = torchrun(2, "train_gpt2.py", *as_flags(settings | {"log_dir": tmp_path / "uninterrupted"}))
+    assert done.returncode == 0, done.stderr
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    ends = []
-    for name in ("uninterrupted", "killed"):
-        process = start(tmp_path / name, corpus, launcher=launcher, settings=settings)
-        lines = wait_for(process, r"^step +17 ")
-        if name == "killed":
-            os.kill(worker_pids(process.pid)[1], signal.SIGKILL)
-        output = "".join(lines) + process.stdout.read()
-        assert process.wait(60) == 0, output
-        ends.append((weights(tmp_path / name), log_without_times(tmp_path / name)))
+    process = start(tmp_path / "killed", settings["data_dir"], launcher=launcher)
+    lines = wait_for(process, r"^step +17 ")
+    os.kill(worker_pids(process.pid)[1], signal.SIGKILL)
+    output = "".join(lines) + process.stdout.read()
+    assert process.wait(60) == 0, output
     assert "resuming from" in output
-    assert ends[0][1] == ends[1][1]
-    for weight, expected in zip(ends[1][0].values(), ends[0][0].values(), strict=True):
-        assert torch.equal(weight, expected)
+    log_dir = tmp_path / "uninterrupted"
+    assert_same_end(tmp_path / "killed", (settings["data_dir"], weights(log_dir), log_without_times(log_dir)))
 
 
 def test_resume_is_bit_identical_on_three_ranks_in_each_shard_mode(tmp_path):
     """With more than two ranks the order of a sum matters, and DDP changes it after its first step."""
-    done = torchrun(3, "tests/resume_on_ranks.py", tmp_path, env={"PYTHONPATH": str(ROOT)})
+    done = torchrun(3, "tests/resume_on_ranks.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("resuming from") == len(SHARD_MODES)
     for shard in SHARD_MODES:
