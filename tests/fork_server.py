@@ -1,4 +1,4 @@
-"""Run Python scripts in processes that have torch imported already: a server forks each of them, which saves 4 s.
+"""Run Python scripts in processes that have torch imported already: a server forks each, and no import is repeated.
 
     server = ForkServer.in_new_interpreter()
     process = server.start([sys.executable, script, *args], stdout=subprocess.PIPE)
