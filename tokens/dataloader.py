@@ -1,9 +1,13 @@
-"""The order of the training data: computed from (seed, epoch), so that the loader's state is two integers.
+"""The order of the training data: computed from (seed, epoch), so that the loader's state is three integers.
 
 A shard of n tokens holds ⌊(n-1)/T⌋ windows of T tokens and their targets, and a split is one sequence of windows over
 all its shards. Epoch e visits them in a permutation given by (seed, e). Step s takes the next `total_batch_size / T`
 windows of that endless sequence; ranks and micro-steps only divide them. So the tokens of a step are the same for every
 world size and every B.
+
+From the second epoch on, the windows of a shard begin at an offset given by (seed, e), so that a token meets other
+neighbours. A shard of two windows or more then gives one fewer, which leaves more than T offsets to choose from. The
+number of windows is the same for every offset, so the epoch of a position follows by one division.
 
 The alternative, reading each shard front to back as most loaders do, does not shuffle, stalls when it opens the next
 shard, and resumes only by skipping through what it has read.
@@ -28,28 +32,56 @@ class Windows:
         self.shards = [np.asarray(shard) for shard in shards]  # plain views: slicing a np.memmap is slow
         self.names = [getattr(shard, "filename", "the data") for shard in shards]
         self.T, self.max_id = T, max_id
-        self.first = np.cumsum([0] + [(len(shard) - 1) // T for shard in self.shards])  # each shard's first window
+        lengths = np.array([len(shard) for shard in self.shards], np.int64)
+        counts = (lengths - 1) // T
+        shifted = np.where(counts > 1, counts - 1, counts)
+        self.room = lengths - 1 - shifted * T  # the largest offset in each shard
+        self.begin = cumulative(lengths)  # each shard's first token
+        self.first, self.first_shifted = cumulative(counts), cumulative(shifted)  # each shard's first window
         if len(self) == 0:
-            longest = max(map(len, self.shards))
             raise UserError(
-                f"the {split} split's longest shard has {longest:,} tokens, fewer than T + 1 = {T + 1:,}: lower T, or"
-                " prepare more text"
+                f"the {split} split's longest shard has {lengths.max():,} tokens, fewer than T + 1 = {T + 1:,}: lower"
+                " T, or prepare more text"
             )
 
     def __len__(self):
         return int(self.first[-1])
 
-    def batch(self, indices, B=None):
-        """The inputs and targets, int64 (B, T), of windows given by number; B defaults to `len(indices)`.
+    def count_shifted(self):
+        """The number of windows that begin at offsets, whatever the offsets are."""
+        return int(self.first_shifted[-1])
 
-        Rows beyond `indices` are padding: their targets are -1, which the loss ignores.
+    def starts(self, indices, key=None):
+        """The first tokens of windows given by number: their places in the sequence of all tokens, int64.
+
+        With `key`, two integers, they are the windows that begin at the offsets which it gives.
+        """
+        first = self.first if key is None else self.first_shifted
+        shard = shard_of(first, indices)
+        starts = self.begin[shard] + (indices - first[shard]) * self.T
+        return starts if key is None else starts + self.offsets(shard, key)
+
+    def offsets(self, shard, key):
+        """Where the windows of each of these shards begin, chosen by `key` (two integers) from 0 … `room`, int64."""
+        (word,) = np.random.SeedSequence(key, spawn_key=(1,)).generate_state(1, np.uint64)
+        values = scramble(word ^ shard.astype(np.uint64))
+        return (values % (self.room[shard] + 1).astype(np.uint64)).astype(np.int64)
+
+    def batch(self, indices, B=None):
+        """The inputs and targets, int64 (B, T), of windows given by number; see `read`."""
+        return self.read(self.starts(np.asarray(indices)), B)
+
+    def read(self, starts, B=None):
+        """The inputs and targets, int64 (B, T), of windows given by their first tokens; B defaults to `len(starts)`.
+
+        Rows beyond `starts` are padding: their targets are -1, which the loss ignores.
         """
         if B is None:
-            B = len(indices)
+            B = len(starts)
         x, y = np.zeros((B, self.T), np.int64), np.full((B, self.T), IGNORE, np.int64)
-        shard_of = np.searchsorted(self.first, indices, side="right") - 1
-        starts = (np.asarray(indices) - self.first[shard_of]) * self.T
-        for row, (shard, start) in enumerate(zip(shard_of.tolist(), starts.tolist(), strict=True)):
+        shards = shard_of(self.begin, starts)
+        places = starts - self.begin[shards]
+        for row, (shard, start) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
             window = self.shards[shard][start : start + self.T + 1]
             if window.max() > self.max_id:
                 self.refuse_ids(shard, window)
@@ -63,6 +95,16 @@ class Windows:
         )
 
 
+def cumulative(counts):
+    """0 and the sums of the first 1, 2, … counts: the first element of each shard, and the end of the last."""
+    return np.concatenate(([0], np.cumsum(counts)))
+
+
+def shard_of(first, indices):
+    """The shards that hold elements given by number; `first`: each shard's first element."""
+    return np.searchsorted(first, indices, side="right") - 1
+
+
 class TrainLoader:
     """Yields the batches of each step from the endless, shuffled sequence of training windows."""
 
@@ -72,28 +114,40 @@ class TrainLoader:
         self.windows_per_step = total_batch_size // windows.T
         self.grad_accum_steps = self.windows_per_step // (B * world_size)
         self.position = 0  # windows taken so far, by all ranks
+        self.shifts = 1  # 0: every epoch has the windows of the first, in runs that an earlier version began
 
     def next_step(self):
         """This rank's micro-batches of the next step: a generator of `grad_accum_steps` pairs of int64 (B, T)."""
-        indices = self.order(self.position, self.windows_per_step).reshape(-1, self.world_size, self.B)
+        starts = self.order(self.position, self.windows_per_step).reshape(-1, self.world_size, self.B)
         self.position += self.windows_per_step
-        return (self.windows.batch(mine) for mine in indices[:, self.rank])
+        return (self.windows.read(mine) for mine in starts[:, self.rank])
 
     def order(self, position, count):
-        """The windows at `position` … `position + count - 1` of the endless sequence, int64 (count,)."""
-        n, parts = len(self.windows), []
+        """The windows at `position` … `position + count - 1` of the endless sequence: their first tokens, (count,)."""
+        parts = []
         while count:
-            epoch, offset = divmod(position, n)
-            take = min(count, n - offset)
-            parts.append(permute(np.arange(offset, offset + take), n, (self.seed, epoch)))
+            epoch, taken, n = self.epoch_at(position)
+            take, key = min(count, n - taken), (self.seed, epoch)
+            indices = permute(np.arange(taken, taken + take), n, key)
+            parts.append(self.windows.starts(indices, key if epoch > 0 and self.shifts else None))
             position, count = position + take, count - take
         return np.concatenate(parts)
 
+    def epoch_at(self, position):
+        """(epoch, how many of its windows come before `position`, how many it has)."""
+        n = len(self.windows)
+        if position < n or not self.shifts:
+            return *divmod(position, n), n
+        shifted = self.windows.count_shifted()
+        epoch, taken = divmod(position - n, shifted)
+        return epoch + 1, taken, shifted
+
     def state_dict(self):
-        return {"seed": self.seed, "position": self.position}
+        return {"seed": self.seed, "position": self.position, "shifts": self.shifts}
 
     def load_state_dict(self, state):
         self.seed, self.position = state["seed"], state["position"]
+        self.shifts = state.get("shifts", 0)  # checkpoints of earlier versions have none: their runs keep that rule
 
 
 def validation_batches(windows, B, val_tokens, rank=0, world_size=1):

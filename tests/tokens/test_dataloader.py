@@ -1,4 +1,6 @@
-"""The order of the training data: every window once per epoch, the same for every B and world size."""
+"""The order of the training data: each window once per epoch, the same for every B and world size."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -34,6 +36,13 @@ def flat(steps):
     return [row for step in steps for row in step]
 
 
+def take_shifted_epochs(windows, epochs, seed=1):
+    """The first tokens of all windows of the epochs after the first, each sorted."""
+    loader = TrainLoader(windows, B=1, total_batch_size=windows.T, seed=seed)
+    take(loader, len(windows))
+    return [sorted(flat(take(loader, windows.count_shifted()))) for _ in range(epochs)]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 1000, 4097])
 def test_permute_is_a_permutation_for_every_size(n):
     for epoch in range(3):
@@ -56,9 +65,35 @@ def test_windows_of_an_epoch_are_each_taken_once():
     loader = TrainLoader(windows, B=2, total_batch_size=4 * T, seed=1)
     epoch = flat(take(loader, 5))
     assert sorted(epoch) == expected_windows()
-    again = flat(take(loader, 5))
-    assert sorted(again) == expected_windows()
-    assert again != epoch
+
+
+def test_windows_of_the_first_epoch_stay_those_of_earlier_versions():
+    loader = TrainLoader(make_windows(), B=4, total_batch_size=4 * T, seed=7)
+    assert flat(take(loader, 2)) == [148, 88, 0, 32, 56, 48, 80, 64]
+
+
+def test_windows_of_a_later_epoch_begin_at_an_offset_in_each_shard():
+    lengths, epochs = (100, 57, 9, 8, 1, 16), 200
+    ends = np.cumsum(lengths)
+    offsets = [set() for _ in lengths]
+    for epoch in take_shifted_epochs(make_windows(lengths), epochs):
+        by_shard = [[row for row in epoch if end - n <= row < end] for n, end in zip(lengths, ends, strict=True)]
+        assert [len(rows) for rows in by_shard] == [11, 6, 1, 0, 0, 1], "one fewer, but never the only one"
+        for shard, rows in enumerate(by_shard):
+            assert all(b - a == T for a, b in itertools.pairwise(rows)), "they follow each other: no token twice"
+            assert all(row + T < ends[shard] for row in rows), "the last target is in the shard"
+            offsets[shard] |= {row - (ends[shard] - lengths[shard]) for row in rows[:1]}
+    room = [n - 1 - windows * T for n, windows in zip(lengths, (11, 6, 1, 0, 0, 1), strict=True)]
+    assert [len(found) for found in offsets] == [room[0] + 1, room[1] + 1, 1, 0, 0, 8], "every offset occurs"
+
+
+def test_offsets_depend_on_seed_epoch_and_shard():
+    windows = make_windows((10_000,) * 6, T=1000)
+    shards = np.arange(6)
+    keys = [(1, 1), (1, 2), (2, 1)]
+    offsets = np.array([windows.offsets(shards, key) for key in keys])
+    assert len(set(offsets.ravel().tolist())) == offsets.size
+    assert all(windows.offsets(shards[i:], (1, 2)).tolist() == offsets[1, i:].tolist() for i in range(6))
 
 
 def test_windows_pair_each_token_with_the_next_of_the_same_shard():
@@ -83,19 +118,30 @@ def test_train_loader_step_is_the_same_for_every_B_and_world_size(B, world_size)
 def test_train_loader_step_may_be_longer_than_an_epoch():
     loader = TrainLoader(make_windows(), B=5, total_batch_size=50 * T, seed=1)
     (step,) = take(loader, 1)
-    assert sorted(step[:20]) == sorted(step[20:40]) == expected_windows()
+    assert sorted(step[:20]) == expected_windows()
+    assert [sorted(step[20:38])] == take_shifted_epochs(make_windows(), 1)
 
 
-def test_train_loader_resumes_from_two_integers():
+@pytest.mark.parametrize("steps", [0, 3, 5, 9, 10])  # the epochs end after 5, 9.5, 14 steps
+def test_train_loader_resumes_from_three_integers(steps):
     windows = make_windows()
     loader = TrainLoader(windows, B=2, total_batch_size=4 * T, seed=3)
-    take(loader, 3)
+    take(loader, steps)
     state = loader.state_dict()
-    assert sorted(state) == ["position", "seed"]
+    assert sorted(state) == ["position", "seed", "shifts"]
     assert all(type(value) is int for value in state.values())
     resumed = TrainLoader(windows, B=1, total_batch_size=4 * T, seed=0)
     resumed.load_state_dict(state)
-    assert take(resumed, 4) == take(loader, 4)
+    assert take(resumed, 8) == take(loader, 8)
+
+
+def test_train_loader_continues_a_run_of_an_earlier_version_with_its_windows():
+    loader = TrainLoader(make_windows(), B=4, total_batch_size=4 * T, seed=0)
+    loader.load_state_dict({"seed": 7, "position": 20})
+    epoch = flat(take(loader, 5))
+    assert epoch[:8] == [40, 148, 64, 132, 8, 56, 72, 16]
+    assert sorted(epoch) == expected_windows()
+    assert loader.state_dict() == {"seed": 7, "position": 40, "shifts": 0}
 
 
 @pytest.mark.parametrize(("B", "world_size"), [(1, 1), (3, 1), (7, 1), (2, 2), (3, 3)])
