@@ -11,7 +11,7 @@ import torch
 from benchmarks.measure import Row
 from system.memory import memory_status
 from tokens.dataloader import TrainLoader, Windows
-from tokens.shards import open_shard, write_shard
+from tokens.shards import Shards, write_shard
 
 B, T, SHARD_TOKENS = 64, 1024, 10**8
 
@@ -23,7 +23,7 @@ def rows():
         generator = np.random.default_rng(0)
         for path in paths:
             write_shard(path, generator.integers(0, 50257, SHARD_TOKENS, dtype=np.uint16))
-        batches = our_batches([open_shard(path) for path in paths]), common_batches(paths)
+        batches = our_batches(Shards(paths, [SHARD_TOKENS] * len(paths))), common_batches(paths)
         (ours, used), (common, common_used) = (time_batches(source, 3000) for source in batches)
     note = (
         f"{describe(ours)}, {used / 1e6:.0f} MB of private memory; the common loader: {describe(common)},"

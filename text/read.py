@@ -76,8 +76,8 @@ def read_shards(folder, split):
     """
     data = open_data(folder, "python prepare.py SOURCE")
     tokenizer = get_tokenizer(data.tokenizer)
-    for shard in data.splits[split]:
-        path = str(shard.filename)
+    shards = data.splits[split]
+    for path, shard in zip(shards.paths, shards, strict=True):
         ends = np.append(np.flatnonzero(shard == tokenizer.eot), len(shard))
         for start, stop in itertools.pairwise(np.append(-1, ends).tolist()):
             text = tokenizer.decode_bytes(shard[start + 1 : stop].tolist()).decode(errors="ignore")

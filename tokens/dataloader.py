@@ -27,12 +27,10 @@ class Windows:
     """A split as one sequence of windows of T tokens."""
 
     def __init__(self, shards, T, split="train", max_id=MAX_ID):
-        """`shards`: uint16 arrays, with no id above `max_id`. Raises `UserError` if none is longer than T; `split` is
-        for its message."""
-        self.shards = [np.asarray(shard) for shard in shards]  # plain views: slicing a np.memmap is slow
-        self.names = [getattr(shard, "filename", "the data") for shard in shards]
-        self.T, self.max_id = T, max_id
-        lengths = np.array([len(shard) for shard in self.shards], np.int64)
+        """`shards`: `Shards` with no id above `max_id`. Raises `UserError` if none is longer than T; `split` is for its
+        message."""
+        self.shards, self.T, self.max_id = shards, T, max_id
+        lengths = shards.lengths
         counts = (lengths - 1) // T
         shifted = np.where(counts > 1, counts - 1, counts)
         self.room = lengths - 1 - shifted * T  # the largest offset in each shard
@@ -82,7 +80,7 @@ class Windows:
         shards = shard_of(self.begin, starts)
         places = starts - self.begin[shards]
         for row, (shard, start) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
-            window = self.shards[shard][start : start + self.T + 1]
+            window = self.shards.read(shard, start, start + self.T + 1)
             if window.max() > self.max_id:
                 self.refuse_ids(shard, window)
             x[row], y[row] = window[:-1], window[1:]
@@ -90,8 +88,8 @@ class Windows:
 
     def refuse_ids(self, shard, window):
         raise RankError(  # only the rank whose window it is meets it
-            f"{self.names[shard]} holds token id {window.max()}, but the largest id in meta.json is {self.max_id}: the"
-            " file has changed since it was written; make the folder again"
+            f"{self.shards.paths[shard]} holds token id {window.max()}, but the largest id in meta.json is"
+            f" {self.max_id}: the file has changed since it was written; make the folder again"
         )
 
 

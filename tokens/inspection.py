@@ -1,6 +1,7 @@
 """Print what a folder of shards holds, also of one made by another program."""
 
 import hashlib
+import os
 
 import numpy as np
 from tqdm import tqdm
@@ -51,10 +52,10 @@ def print_counts(data):
     with tqdm(total=total, unit="tok", unit_scale=True, desc="reading", leave=False, disable=None) as bar:
         for split, shards in data.splits.items():
             documents = 0
-            for shard in shards:
+            for path, shard in zip(shards.paths, shards, strict=True):
                 digest, count = read_shard(shard, eot, bar)
                 documents += count
-                name = shard.filename.name
+                name = os.path.basename(path)
                 if digest != entries[name]["sha256"]:
                     damaged.append(name)
             tokens = data.tokens(split)

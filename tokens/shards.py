@@ -2,12 +2,15 @@
 
 A folder holds `NAME_val_000000.npy`, `NAME_train_000001.npy`, … and `meta.json`, which describes them. A folder made
 elsewhere has no `meta.json`: its tokens are taken as `gpt2`, and one scan creates the file.
-With a memory map, a process holds no copy of the data, and 10^10 tokens open in milliseconds.
+A process holds no copy of the data. Opening a folder compares the size of each file with `meta.json`; a file is opened
+when its tokens are first used, and its header checked then. So 10^13 tokens in 10^5 shards open in seconds.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,77 +18,165 @@ import numpy as np
 from tqdm import tqdm
 
 from system.boundary import foreign, read_json, require_fields, require_regular_file, show
-from system.errors import UserError
+from system.errors import RankError, UserError
 from system.files import AtomicFile
 from tokens.tokenizer import VOCAB_SIZES
 
 BIN_MAGIC, BIN_VERSION = 20240520, 1  # llm.c, dataloader.h
 BIN_HEADER = 256  # int32 values
-SUFFIXES = (".npy", ".bin")
 META_VERSION = 1
 MAX_ID = 2**16 - 1  # what uint16 holds
+HEADER_BYTES = {".npy": 128, ".bin": 4 * BIN_HEADER}  # as written here and by NumPy ≥ 1.14; older files have others
+MAX_MAPPED = 128  # a map holds a file descriptor, and macOS allows a process 256; Linux allows 65,530 maps
+
+
+class Shards(Sequence):
+    """The shards of a split in order. `shards[i]` is one as a read-only uint16 array (n,), mapped while it is in use.
+
+    A file is checked when its tokens are first used, perhaps on one rank only: what is wrong with it is a `RankError`.
+    """
+
+    def __init__(self, paths, lengths, max_mapped=MAX_MAPPED):
+        """`paths` and `lengths`: of each shard, its file and the number of its tokens by `meta.json`."""
+        self.paths, self.lengths = paths, np.array(lengths, np.int64)
+        self.offsets = np.zeros(len(paths), np.int32)  # of the tokens in each file, in bytes; 0: `read` has not used it
+        self.max_mapped, self.mapped = max_mapped, {}  # number of a shard → its tokens: the first that `read` used
+
+    @classmethod
+    def in_memory(cls, arrays):
+        shards = cls(["the data"] * len(arrays), [len(tokens) for tokens in arrays])
+        shards.mapped = dict(enumerate(arrays))
+        return shards
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        i = range(len(self))[i]
+        return self.mapped[i] if i in self.mapped else self.map(i)
+
+    def read(self, i, start, stop):
+        """Tokens `start` … `stop - 1` of shard i, uint16 (stop - start,).
+
+        The first shards that are used stay mapped. The others are read from their files: training takes the windows of
+        all shards in a random order, so they would rarely be mapped when needed, and mapping one to read a window
+        takes several times as long as reading it.
+        """
+        if i not in self.mapped and len(self.mapped) < self.max_mapped:
+            self.mapped[i] = np.asarray(self.map(i))  # a plain view: slicing a np.memmap is slow
+        if i in self.mapped:
+            return self.mapped[i][start:stop]
+        with rank_errors(), foreign(self.paths[i], "a shard"):
+            if not self.offsets[i]:
+                self.offsets[i] = self.locate(i)
+            with open(self.paths[i], "rb", buffering=0) as f:
+                f.seek(int(self.offsets[i]) + 2 * start)
+                data = f.read(2 * (stop - start))
+            if len(data) < 2 * (stop - start):
+                self.locate(i)  # says what is wrong with a file that has changed
+            return np.frombuffer(data, "<u2")
+
+    def map(self, i):
+        with rank_errors():
+            return np.memmap(self.paths[i], "<u2", "r", self.locate(i), (int(self.lengths[i]),))
+
+    def locate(self, i):
+        """The byte offset of the tokens in the file of shard i, after checking it."""
+        offset, count = locate_tokens(self.paths[i])
+        check_count(self.paths[i], count, self.lengths[i])
+        return offset
+
+
+@contextlib.contextmanager
+def rank_errors():
+    """Raise a `UserError` of the body as a `RankError`."""
+    try:
+        yield
+    except UserError as error:
+        raise RankError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class TokenData:
-    """An opened data folder: the shards of each split as read-only uint16 arrays, and the content of `meta.json`."""
+    """An opened data folder: the shards of each split, and the content of `meta.json`."""
 
-    splits: dict[str, list[np.ndarray]]  # "train" and "val"
+    splits: dict[str, Shards]  # "train" and "val"
     tokenizer: str
     max_id: int
     meta: dict
 
     def tokens(self, split):
         """The number of tokens of a split."""
-        return sum(len(shard) for shard in self.splits[split])
+        return int(self.splits[split].lengths.sum())
 
 
 def open_data(data_dir, how_to_make):
-    """Open the shards of a folder as `TokenData`, after checking header, size and token count of each.
+    """Open the shards of a folder as `TokenData`, after comparing their names and sizes with `meta.json`.
 
     `how_to_make` is the command that makes such a folder, for error messages. Raises `UserError`.
     """
     if progress_files(data_dir) and not os.path.exists(os.path.join(data_dir, "meta.json")):
         raise UserError(f"{data_dir} is unfinished: run the command that fills it again, to continue it: {how_to_make}")
-    splits = {}
-    for split in ("train", "val"):
-        paths = list_shards(data_dir, split)
-        if not paths:
+    sizes = {split: shard_sizes(data_dir, split) for split in ("train", "val")}
+    for split, found in sizes.items():
+        if not found:
             state = "does not exist; it should hold a shard"
             if os.path.exists(data_dir):
                 state = "holds no shard" if os.path.isdir(data_dir) else "is a file, expected a folder with a shard"
             raise UserError(f"{data_dir} {state} with {split!r} in its name (.npy or .bin); make them: {how_to_make}")
-        splits[split] = {path.name: open_shard(path) for path in paths}
-    shards = splits["train"] | splits["val"]
     meta = read_meta(data_dir)
     if meta is None:
-        meta = scan(data_dir, shards)
-    check_against_meta(data_dir, shards, meta, how_to_make)
+        meta = scan(data_dir, sizes["train"] | sizes["val"])
+    lengths = {entry["file"]: entry["tokens"] for entry in meta["shards"]}
+    check_against_meta(data_dir, sizes["train"] | sizes["val"], lengths, how_to_make)
+    splits = {
+        split: Shards([os.path.join(data_dir, name) for name in found], [lengths[name] for name in found])
+        for split, found in sizes.items()
+    }
     max_id = max(entry["max_id"] for entry in meta["shards"])
-    return TokenData({s: list(a.values()) for s, a in splits.items()}, meta["tokenizer"], max_id, meta)
+    return TokenData(splits, meta["tokenizer"], max_id, meta)
 
 
-def check_against_meta(data_dir, shards, meta, how_to_make):
-    """Raise `UserError` if the files and token counts of `shards` differ from those in `meta.json`."""
-    entries = {entry["file"]: entry for entry in meta["shards"]}
-    for name, tokens in shards.items():
-        if name not in entries:
+def check_against_meta(data_dir, sizes, lengths, how_to_make):
+    """Raise `UserError` if the files in a folder differ from those in its `meta.json`.
+
+    `sizes`: name → bytes of the files. `lengths`: name → tokens by `meta.json`. Opens those of an unexpected size only.
+    """
+    for name, size in sizes.items():
+        if name not in lengths:
             raise UserError(f"{data_dir}/{name} is not listed in meta.json; move it away, or make the folder again")
-        if entries[name]["tokens"] != len(tokens):
-            counts = f"{len(tokens):,} tokens, meta.json says {entries[name]['tokens']:,}"
-            raise UserError(f"{data_dir}/{name} holds {counts}; make the folder again: {how_to_make}")
-    missing = sorted(set(entries) - set(shards))
-    if missing:
+        if size != HEADER_BYTES[os.path.splitext(name)[1]] + 2 * lengths[name]:
+            path = os.path.join(data_dir, name)
+            check_count(path, locate_tokens(path)[1], lengths[name])
+    missing = min(lengths.keys() - sizes.keys(), default=None)
+    if missing is not None:
         raise UserError(
-            f"{data_dir}/{missing[0]} is listed in meta.json but missing; make the folder again: {how_to_make}"
+            f"{data_dir}/{missing} is listed in meta.json but missing; make the folder again: {how_to_make}"
         )
+
+
+def check_count(path, count, expected):
+    """Raise `UserError` if a shard holds another number of tokens than `meta.json` says."""
+    if count != expected:
+        raise UserError(f"{path} holds {count:,} tokens, meta.json says {expected:,}; make the folder again")
 
 
 def list_shards(data_dir, split):
     """The paths of a split's shards, sorted by name."""
+    return [Path(data_dir, name) for name in shard_sizes(data_dir, split)]
+
+
+def shard_sizes(data_dir, split):
+    """The files of a split's shards, sorted: name → size in bytes, -1 for what is no regular file."""
     if not os.path.isdir(data_dir):
-        return []
-    return sorted(p for p in Path(data_dir).iterdir() if p.suffix in SUFFIXES and split_of(p.stem) == split)
+        return {}
+    sizes = {}
+    with os.scandir(data_dir) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix in HEADER_BYTES and split_of(stem) == split:
+                sizes[entry.name] = entry.stat().st_size if entry.is_file() else -1
+    return dict(sorted(sizes.items()))
 
 
 def split_of(stem):
@@ -107,6 +198,12 @@ def progress_files(data_dir):
 
 def open_shard(path):
     """A shard's tokens as a read-only memory map, uint16 (n,). Raises `UserError` if header or size are wrong."""
+    offset, count = locate_tokens(path)
+    return np.memmap(path, dtype=np.uint16, mode="r", offset=offset, shape=(count,))
+
+
+def locate_tokens(path):
+    """(byte offset, number) of the tokens in the file of a shard. Raises `UserError` if header or size are wrong."""
     path = Path(path)
     require_regular_file(path, "a shard")
     with foreign(path, "a NumPy file" if path.suffix == ".npy" else "a file of llm.c", "make this shard again"):
@@ -117,7 +214,7 @@ def open_shard(path):
         raise UserError(f"{path} is {problem}: {size:,} bytes, its header says {expected:,}; make this shard again")
     if count == 0:
         raise UserError(f"{path} holds no tokens; make this shard again")
-    return np.memmap(path, dtype=np.uint16, mode="r", offset=offset, shape=(count,))
+    return offset, count
 
 
 def read_bin_header(path):
@@ -198,13 +295,15 @@ def write_meta(data_dir, meta):
         f.write(json.dumps({"format_version": META_VERSION} | meta, indent=1).encode() + b"\n")
 
 
-def scan(data_dir, shards):
-    """Read the shards (name → tokens) of a folder made elsewhere; returns the `meta.json` for it, and saves it."""
-    total = sum(len(tokens) for tokens in shards.values())
+def scan(data_dir, names):
+    """Read the shards of a folder made elsewhere; returns the `meta.json` for it, and saves it."""
+    paths = [os.path.join(data_dir, name) for name in sorted(names)]
+    total = sum(locate_tokens(path)[1] for path in paths)
     entries = []
     with tqdm(total=total, unit="tok", unit_scale=True, desc=f"scanning {data_dir}", disable=None) as bar:
-        for name, tokens in sorted(shards.items()):
-            entries.append(describe_shard(name, tokens))
+        for path in paths:
+            tokens = open_shard(path)
+            entries.append(describe_shard(path, tokens))
             bar.update(len(tokens))
     meta = {"tokenizer": "gpt2", "source": "made elsewhere", "shards": entries}
     try:

@@ -19,7 +19,7 @@ from system.errors import NothingToDo, UserError
 from system.signals import StopRequest
 from system.words import listing
 from tokens.dataloader import TrainLoader, Windows
-from tokens.shards import TokenData, open_data, split_of
+from tokens.shards import Shards, TokenData, open_data, split_of
 from tokens.tokenizer import VOCAB_SIZES, get_tokenizer
 from tracking.runlog import RunLog, path_of, plot_path
 from tracking.sinks import open_sinks
@@ -221,7 +221,8 @@ def synthetic_data():
     tokenizer, splits = get_tokenizer("byte"), {}
     for split, numbers in (("train", range(60)), ("val", range(60, 70))):
         text = "".join(f"{a} + {b} = {a + b}\n" for a in numbers for b in range(20))
-        splits[split] = [np.array([tokenizer.eot, *tokenizer.encode(text)], dtype=np.uint16)]
+        ids = np.array([tokenizer.eot, *tokenizer.encode(text)], dtype=np.uint16)
+        splits[split] = Shards.in_memory([ids])
     return TokenData(splits, "byte", tokenizer.eot, {"tokenizer": "byte", "source": SYNTHETIC})
 
 

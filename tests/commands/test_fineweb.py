@@ -66,14 +66,14 @@ def run(env, out, *args):
 def read_ids(out):
     """All tokens of a folder, the validation split first."""
     data = open_data(out, "make")
-    return np.concatenate(data.splits["val"] + data.splits["train"]).tolist()
+    return np.concatenate([*data.splits["val"], *data.splits["train"]]).tolist()
 
 
 def test_local_files_become_equal_shards_with_one_for_validation(local):
     _, _, out = local
     data = open_data(out, "make")
-    assert [len(shard) for shard in data.splits["val"]] == [SHARD]
-    assert {len(shard) for shard in data.splits["train"][:-1]} == {SHARD}
+    assert data.splits["val"].lengths.tolist() == [SHARD]
+    assert set(data.splits["train"].lengths[:-1]) == {SHARD}
     ids = read_ids(out)
     assert split_documents(ids, get_tokenizer("byte")) == ALL
     size = sum(len(text.encode()) for text in ALL)

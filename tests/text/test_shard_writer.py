@@ -50,10 +50,10 @@ def test_write_shards_fills_shards_of_equal_size_and_meta_json(tmp_path):
     meta = fill(tmp_path)
     data = open_data(tmp_path, "make")
     assert data.meta | {"seconds": 0} == meta | {"format_version": 1, "seconds": 0}
-    ids = np.concatenate(data.splits["val"] + data.splits["train"])
+    ids = np.concatenate([*data.splits["val"], *data.splits["train"]])
     assert ids.tolist() == [i for text in TEXTS for i in [256, *text.encode()]]
-    assert [len(shard) for shard in data.splits["val"]] == [500]
-    assert {len(shard) for shard in data.splits["train"][:-1]} == {500}
+    assert data.splits["val"].lengths.tolist() == [500]
+    assert set(data.splits["train"].lengths[:-1]) == {500}
     assert (meta["documents"], meta["tokens"], meta["bytes"]) == (26, len(ids), len(ids) - 26)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from system.errors import UserError
 from tokens.dataloader import TrainLoader, Windows, permute, validation_batches
-from tokens.shards import open_shard, write_shard
+from tokens.shards import Shards, write_shard
 
 T = 8
 
@@ -15,7 +15,8 @@ T = 8
 def make_windows(lengths=(100, 57, 9, 8, 1), T=T):
     """Shards of consecutive numbers: the value of a token is its position."""
     starts = np.cumsum([0, *lengths])
-    return Windows([np.arange(a, a + n, dtype=np.uint16) for a, n in zip(starts, lengths, strict=False)], T)
+    shards = [np.arange(a, a + n, dtype=np.uint16) for a, n in zip(starts, lengths, strict=False)]
+    return Windows(Shards.in_memory(shards), T)
 
 
 def expected_windows(lengths=(100, 57, 9, 8, 1)):
@@ -38,9 +39,10 @@ def flat(steps):
 
 def take_shifted_epochs(windows, epochs, seed=1):
     """The first tokens of all windows of the epochs after the first, each sorted."""
-    loader = TrainLoader(windows, B=1, total_batch_size=windows.T, seed=seed)
-    take(loader, len(windows))
-    return [sorted(flat(take(loader, windows.count_shifted()))) for _ in range(epochs)]
+    n = windows.count_shifted()
+    loader = TrainLoader(windows, B=n, total_batch_size=n * windows.T, seed=seed)
+    loader.position = len(windows)
+    return [sorted(step) for step in take(loader, epochs)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 1000, 4097])
@@ -73,7 +75,7 @@ def test_windows_of_the_first_epoch_stay_those_of_earlier_versions():
 
 
 def test_windows_of_a_later_epoch_begin_at_an_offset_in_each_shard():
-    lengths, epochs = (100, 57, 9, 8, 1, 16), 200
+    lengths, epochs = (100, 57, 9, 8, 1, 16), 100
     ends = np.cumsum(lengths)
     offsets = [set() for _ in lengths]
     for epoch in take_shifted_epochs(make_windows(lengths), epochs):
@@ -98,7 +100,7 @@ def test_offsets_depend_on_seed_epoch_and_shard():
 
 def test_windows_pair_each_token_with_the_next_of_the_same_shard():
     loader = TrainLoader(make_windows(), B=4, total_batch_size=4 * T, seed=1)
-    for x, y in loader.next_step():
+    for x, y in itertools.chain.from_iterable(loader.next_step() for _ in range(12)):  # more than two epochs
         assert x.shape == y.shape == (4, T)
         assert (y == x + 1).all()
         assert (x[:, 1:] == x[:, :-1] + 1).all()
@@ -166,12 +168,12 @@ def test_validation_batches_of_more_tokens_than_the_split_holds_are_the_whole_sp
 
 def test_windows_report_a_split_shorter_than_one_window():
     with pytest.raises(UserError, match=r"val split's longest shard has 8 tokens, fewer than T \+ 1 = 9"):
-        Windows([np.arange(8, dtype=np.uint16)], T, "val")
+        Windows(Shards.in_memory([np.arange(8, dtype=np.uint16)]), T, "val")
 
 
 def test_windows_refuse_ids_above_the_largest_that_meta_json_gives(tmp_path):
     write_shard(tmp_path / "x_train.npy", np.array([*range(8), 300, *range(8)], np.uint16))
-    windows = Windows([open_shard(tmp_path / "x_train.npy")], 4, max_id=256)
+    windows = Windows(Shards([tmp_path / "x_train.npy"], [17]), 4, max_id=256)
     windows.batch([0])
     with pytest.raises(UserError, match=r"x_train\.npy holds token id 300, but the largest id in meta\.json is 256"):
         windows.batch([2])

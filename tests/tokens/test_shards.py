@@ -3,12 +3,23 @@
 import json
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from system.errors import UserError
-from tokens.shards import list_shards, open_data, open_shard, read_meta, shard_name, split_of, write_meta, write_shard
+from system.errors import RankError, UserError
+from tokens.shards import (
+    Shards,
+    list_shards,
+    open_data,
+    open_shard,
+    read_meta,
+    shard_name,
+    split_of,
+    write_meta,
+    write_shard,
+)
 
 TOKENS = np.array([50256, 1, 2, 65535, 0], dtype=np.uint16)
 
@@ -114,6 +125,81 @@ def test_open_data_reports_files_that_differ_from_meta_json(tmp_path):
         open_data(tmp_path, "make")
 
 
+def make_linked_folder(folder, shards=200):
+    """Training shards of 1 … 40 tokens that begin with their length, each file under several names."""
+    folder.mkdir()
+    entries = [write_shard(folder / shard_name("x", 0, ".npy"), TOKENS)]
+    for i in range(1, shards):
+        path, length = folder / shard_name("x", i, (".npy", ".bin")[i % 2]), i % 40 + 1
+        if i <= 40:
+            entries.append(write_shard(path, np.arange(length, 2 * length, dtype=np.uint16)))
+        else:
+            os.link(folder / entries[i - 40]["file"], path)
+            entries.append(entries[i - 40] | {"file": path.name})
+    write_meta(folder, {"tokenizer": "byte", "source": "s", "shards": entries})
+    return folder
+
+
+def maps_of(folder):
+    """The shards in a folder that this process has mapped or open."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    open_files = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    return [sum(str(folder) in name for name in names) for names in (maps, open_files)]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux lists the maps of a process")
+def test_shards_of_a_large_folder_are_opened_when_used_and_few_stay_mapped(tmp_path):
+    folder = make_linked_folder(tmp_path / "data")
+    shards = open_data(folder, "make").splits["train"]
+    assert maps_of(folder) == [0, 0]
+    shards = Shards(shards.paths, shards.lengths, max_mapped=4)
+    for i in (*range(199), *range(199)):
+        n = (i + 1) % 40 + 1
+        assert shards.lengths[i] == n
+        assert shards.read(i, n // 2, n).tolist() == list(range(n + n // 2, 2 * n)), "read, mapped or not"
+        assert shards[i].tolist() == list(range(n, 2 * n)), "whole"
+    assert maps_of(folder) == [4, 4]
+
+
+@pytest.mark.parametrize("max_mapped", [0, 4])
+@pytest.mark.parametrize("suffix", [".npy", ".bin"])
+def test_shards_report_a_file_that_only_its_header_shows_to_be_damaged_when_it_is_used(tmp_path, suffix, max_mapped):
+    entries = [write_shard(tmp_path / shard_name("x", i, suffix), TOKENS) for i in range(3)]
+    write_meta(tmp_path, {"tokenizer": "byte", "source": "s", "shards": entries})
+    path = tmp_path / shard_name("x", 1, suffix)
+    path.write_bytes(b"\1" * path.stat().st_size)
+    opened = open_data(tmp_path, "make").splits["train"]
+    shards = Shards(opened.paths, opened.lengths, max_mapped)
+    assert shards.read(1, 0, 2).tolist() == TOKENS[:2].tolist()
+    for use in (lambda: shards.read(0, 0, 2), lambda: shards[0]):
+        with pytest.raises(RankError, match=rf"x_train_000001\{suffix} is (damaged or )?not a"):
+            use()
+
+
+def test_shards_report_a_file_that_changes_while_it_is_in_use(tmp_path):
+    write_shard(tmp_path / "x.npy", TOKENS)
+    shards = Shards([tmp_path / "x.npy"], [5], max_mapped=0)
+    assert shards.read(0, 3, 5).tolist() == TOKENS[3:].tolist()
+    damage(tmp_path / "x.npy", "truncated")
+    with pytest.raises(RankError, match=r"x\.npy is truncated"):
+        shards.read(0, 3, 5)
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(RankError, match=r"x\.npy: No such file"):
+        shards.read(0, 3, 5)
+
+
+def test_open_data_accepts_a_header_of_another_length(tmp_path):
+    """NumPy before 1.14 padded headers to a multiple of 16 bytes."""
+    make_folder(tmp_path)
+    header = b"{'descr': '<u2', 'fortran_order': False, 'shape': (5,), }".ljust(69) + b"\n"
+    tokens = (tmp_path / "edufineweb_train_000001.npy").read_bytes()[128:]
+    (tmp_path / "edufineweb_train_000001.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 70) + header + tokens)
+    shards = open_data(tmp_path, "make").splits["train"]
+    assert shards[0].tolist() == (TOKENS + 1).tolist()
+    shards.max_mapped = 0
+    assert shards.read(0, 1, 3).tolist() == (TOKENS + 1)[1:3].tolist()
+
+
 ENTRY = {"file": "x_train.npy", "tokens": 5, "max_id": 7, "sha256": "0"}
 
 
@@ -149,12 +235,15 @@ def test_read_meta_reports_any_other_json(tmp_path, content):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX")
-@pytest.mark.parametrize("name", ["tiny_000001_train.npy", "tiny_000001_train.bin", "meta.json"])
-def test_open_data_refuses_a_pipe_which_would_block(tmp_path, name):
-    make_folder(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("tiny_train_000001.npy", "a pipe"), ("tiny_train_000001.bin", "not listed"), ("meta.json", "a pipe")],
+)
+def test_open_data_refuses_a_pipe_which_would_block(tmp_path, name, fault):
+    make_folder(tmp_path, "tiny")
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=f"{name} is a pipe"):
+    with pytest.raises(UserError, match=f"{name} is {fault}"):
         open_data(tmp_path, "make")
 
 
