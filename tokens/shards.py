@@ -6,7 +6,6 @@ A process holds no copy of the data. Opening a folder compares the size of each 
 when its tokens are first used, and its header checked then. So 10^13 tokens in 10^5 shards open in seconds.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from system.boundary import foreign, read_json, require_fields, require_regular_file, show
-from system.errors import RankError, UserError
+from system.errors import RankError, UserError, first_line
 from system.files import AtomicFile
 from tokens.tokenizer import VOCAB_SIZES
 
@@ -39,7 +38,7 @@ class Shards(Sequence):
     def __init__(self, paths, lengths, max_mapped=MAX_MAPPED):
         """`paths` and `lengths`: of each shard, its file and the number of its tokens by `meta.json`."""
         self.paths, self.lengths = paths, np.array(lengths, np.int64)
-        self.offsets = np.zeros(len(paths), np.int32)  # of the tokens in each file, in bytes; 0: `read` has not used it
+        self.offsets = np.zeros(len(paths), np.int32)  # of the tokens in each file, in bytes; 0: not read yet
         self.max_mapped, self.mapped = max_mapped, {}  # number of a shard → its tokens: the first that `read` used
 
     @classmethod
@@ -66,34 +65,29 @@ class Shards(Sequence):
             self.mapped[i] = np.asarray(self.map(i))  # a plain view: slicing a np.memmap is slow
         if i in self.mapped:
             return self.mapped[i][start:stop]
-        with rank_errors(), foreign(self.paths[i], "a shard"):
-            if not self.offsets[i]:
-                self.offsets[i] = self.locate(i)
+        if not self.offsets[i]:
+            self.offsets[i] = self.locate(i)
+        try:
             with open(self.paths[i], "rb", buffering=0) as f:
                 f.seek(int(self.offsets[i]) + 2 * start)
                 data = f.read(2 * (stop - start))
-            if len(data) < 2 * (stop - start):
-                self.locate(i)  # says what is wrong with a file that has changed
-            return np.frombuffer(data, "<u2")
+        except OSError as error:
+            raise RankError(f"{self.paths[i]}: {first_line(error)}; expected a shard") from error
+        if len(data) < 2 * (stop - start):
+            self.locate(i)  # says what is wrong with a file that has changed
+        return np.frombuffer(data, "<u2")
 
     def map(self, i):
-        with rank_errors():
-            return np.memmap(self.paths[i], "<u2", "r", self.locate(i), (int(self.lengths[i]),))
+        return np.memmap(self.paths[i], "<u2", "r", self.locate(i), (int(self.lengths[i]),))
 
     def locate(self, i):
         """The byte offset of the tokens in the file of shard i, after checking it."""
-        offset, count = locate_tokens(self.paths[i])
-        check_count(self.paths[i], count, self.lengths[i])
+        try:
+            offset, count = locate_tokens(self.paths[i])
+            check_count(self.paths[i], count, self.lengths[i])
+        except UserError as error:
+            raise RankError(str(error)) from error
         return offset
-
-
-@contextlib.contextmanager
-def rank_errors():
-    """Raise a `UserError` of the body as a `RankError`."""
-    try:
-        yield
-    except UserError as error:
-        raise RankError(str(error)) from error
 
 
 @dataclass(frozen=True)
