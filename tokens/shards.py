@@ -32,7 +32,8 @@ MAX_MAPPED = 128  # a map holds a file descriptor, and macOS allows a process 25
 class Shards(Sequence):
     """The shards of a split in order. `shards[i]` is one as a read-only uint16 array (n,), mapped while it is in use.
 
-    A file is checked when its tokens are first used, perhaps on one rank only: what is wrong with it is a `RankError`.
+    A file is checked when it is opened. Of many shards that is when its tokens are first used, perhaps on one rank:
+    what is wrong with it is a `RankError`.
     """
 
     def __init__(self, paths, lengths, max_mapped=MAX_MAPPED):
@@ -77,6 +78,11 @@ class Shards(Sequence):
             self.locate(i)  # says what is wrong with a file that has changed
         return np.frombuffer(data, "<u2")
 
+    def map_few(self):
+        """Map all shards now, unless they are many, so that a damaged one is found before anything else begins."""
+        if len(self) <= self.max_mapped:
+            self.mapped = {i: np.asarray(self.map(i)) for i in range(len(self))}
+
     def map(self, i):
         return np.memmap(self.paths[i], "<u2", "r", self.locate(i), (int(self.lengths[i]),))
 
@@ -107,6 +113,8 @@ class TokenData:
 def open_data(data_dir, how_to_make):
     """Open the shards of a folder as `TokenData`, after comparing their names and sizes with `meta.json`.
 
+    The headers of a few shards are checked too; of many, each is checked when its tokens are first used.
+
     `how_to_make` is the command that makes such a folder, for error messages. Raises `UserError`.
     """
     if progress_files(data_dir) and not os.path.exists(os.path.join(data_dir, "meta.json")):
@@ -127,6 +135,8 @@ def open_data(data_dir, how_to_make):
         split: Shards([os.path.join(data_dir, name) for name in found], [lengths[name] for name in found])
         for split, found in sizes.items()
     }
+    for shards in splits.values():
+        shards.map_few()
     max_id = max(entry["max_id"] for entry in meta["shards"])
     return TokenData(splits, meta["tokenizer"], max_id, meta)
 
