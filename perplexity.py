@@ -10,6 +10,7 @@ Sources are those of `prepare.py`. Each document is scored by itself, each of it
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ from inference.perplexity import Totals, Windowing, ratio, score
 from system import runtime
 from system.errors import UserError, command, require
 from system.files import AtomicFile, check_writable
+from text.documents import FIELD
 from text.read import read_documents
 from text.sources import EXPECTED, HELP
 from tokens.inspection import format_count
@@ -40,8 +42,10 @@ class Settings:
     ] = ()
     model: str = "gpt2"
     """gpt2 … gpt2-xl, a folder or a checkpoint; several with commas between them are compared"""
-    split: Literal["val", "train"] = "val"
-    """which split of a folder of shards, or of a source that has a validation split; other text is scored whole"""
+    split: Literal["val", "test", "train"] = "val"
+    """which split of a folder of shards, or of a source that has splits; other text is scored whole"""
+    text_field: str = FIELD
+    """field of .jsonl files, and column of .parquet files, that holds the text"""
     limit: Annotated[int | None, Range(1)] = None
     """score only this many documents, from the beginning"""
     T: Annotated[int | None, Range(1)] = None
@@ -95,8 +99,10 @@ def main(argv=None):
 
 
 def run(settings, rt):
-    documents = rt.from_master(lambda: read_documents(settings.sources, settings.split, settings.limit))
-    results = [score_model(name, documents, settings, rt) for name in settings.model.split(",")]
+    names = settings.model.split(",")
+    read = functools.partial(read_documents, settings.sources, settings.split, settings.limit, settings.text_field)
+    documents = rt.from_master(read)
+    results = [score_model(name, documents, settings, rt) for name in names]
     rt.print("\n".join(table(results) + comparison(results)))
     if settings.out is not None and rt.master:
         write_totals(settings.out, documents, results)

@@ -3,9 +3,10 @@
     python prepare.py SOURCE... [--tokenizer gpt2|byte] [--out DIR] [--val 0.1] [--format npy|bin]
     python prepare.py --inspect DIR
 
-A SOURCE is a file, folder or pattern of .txt, .md, .py, .jsonl or .parquet files, or a named source: `--help` lists
-them, and text/sources.py defines them. Each plain text file, line or row is a document. If a source has no validation
-split of its own, the last tenth (`--val`) of its characters becomes one.
+A SOURCE is a file, folder or pattern of .txt, .md, .py, .jsonl (also with .gz, .bz2 or .xz) or .parquet files, a data
+set on the Hugging Face hub (hf:OWNER/NAME[:CONFIG][@SPLIT]), or a named source: `--help` lists them, and
+text/sources.py defines them. Each plain text file, line or row is a document. If a source has no validation split of
+its own, the last tenth (`--val`) of its characters becomes one.
 """
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
@@ -154,9 +155,13 @@ def split_source(source, splits, settings, workers):
         for split, paths in splits.items()
     }
     total = sum(file.size for found in files.values() for file in found)
+
+    def cut(found):
+        return get_source(source).regroup(cut_files(found, total))
+
     if "all" not in files:
-        return {split: functools.partial(cut_files, found, total) for split, found in files.items()}
-    pieces = functools.partial(cut_files, files["all"], total)
+        return {split: functools.partial(cut, found) for split, found in files.items()}
+    pieces = functools.partial(cut, files["all"])
     items = (Item([], None, share, piece) for piece, share in pieces())
     counts = []
     with tqdm(unit="char", unit_scale=True, desc=f"counting {source}", leave=False, disable=None) as bar:

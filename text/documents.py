@@ -4,6 +4,7 @@ A piece is a small description (which file, from where to where): the process th
 and workers read in parallel. Cutting never changes the tokens, see `CUT`.
 """
 
+import bisect
 import functools
 import glob
 import hashlib
@@ -16,12 +17,16 @@ from typing import NamedTuple, Protocol
 
 from system.boundary import foreign, require_regular_file
 from system.errors import UserError
+from text import packed
 from text.hub import is_remote
+from text.packed import is_packed, unpacked_name
 from text.parquet import Rows, read_groups
 from text.worker_pool import map_in_order
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+LINE_SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")  # these may be compressed
+SUFFIXES = (*LINE_SUFFIXES, ".parquet")
+EXPECTED = f"{', '.join(SUFFIXES)} (all but .parquet also compressed: {', '.join(packed.OPEN)})"
 FIELD = "text"  # the field of .jsonl files and the column of .parquet files that holds the text
 PIECE_BYTES = 4 << 20  # large compared with sending a piece to a worker, small compared with memory
 
@@ -31,6 +36,7 @@ PIECE_BYTES = 4 << 20  # large compared with sending a piece to a worker, small 
 CUT = re.compile(rb"(?:[!-~]|[\xe4-\xe9][\x80-\xbf]{2}|\xe3\x80\x82)(?=[ \n])")
 CUT_WINDOW = 1 << 16  # bytes searched at a time
 CUT_LENGTH = 4  # bytes of the longest match of CUT, with the whitespace after it
+LINE_END = re.compile(rb"\n")  # where .jsonl files may be cut
 
 
 class Piece(Protocol):
@@ -50,14 +56,15 @@ class TextFile:
     """A file to cut into pieces."""
 
     path: str
-    size: int = 0  # bytes; 0 for a file on the hub
+    size: int = 0  # bytes, of a compressed file the unpacked ones; 0 for a file on the hub
     field: str = FIELD  # of .jsonl and .parquet files
+    cuts: tuple = ()  # of compressed files: the offsets at which they are cut
     groups: tuple = ()  # of .parquet files: (rows, bytes of text) of each row group
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a plain text file (part of one document) or of a .jsonl file (whole lines)."""
+    """Bytes of a plain text file (part of one document) or of a .jsonl file (whole lines); unpacked, if compressed."""
 
     path: str
     start: int
@@ -72,15 +79,20 @@ class Span:
         return self.start > 0 and not is_jsonl(self.path)
 
     def texts(self):
-        with foreign(self.path, "a file of text"), open(self.path, "rb") as f:
-            f.seek(self.start)
-            data = f.read(self.stop - self.start)
+        data = self.read()
         if is_jsonl(self.path):
             return parse_jsonl(data, self)
         try:
             return [data.decode("utf-8")]
         except UnicodeDecodeError as error:
             raise not_utf8(self.path, self.start + error.start) from error
+
+    def read(self):
+        if is_packed(self.path):
+            return packed.read_packed(self.path, self.start, self.stop)
+        with foreign(self.path, "a file of text"), open(self.path, "rb") as f:
+            f.seek(self.start)
+            return f.read(self.stop - self.start)
 
 
 @dataclass(frozen=True)
@@ -115,15 +127,20 @@ def find_files(pattern):
         require_regular_file(pattern, "a file or folder of text")
         return [pattern]
     if os.path.isdir(pattern):
-        paths = sorted(p for p in Path(pattern).rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        paths = sorted(p for p in Path(pattern).rglob("*") if holds_documents(p.name) and p.is_file())
         found = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(pattern).parts)]
         problem = f"folder {pattern} holds no file of"
     else:
         found = [p for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
         problem = f"{pattern}: no such file or folder; expected one, or a pattern that matches files, of"
     if not found:
-        raise UserError(f"{problem} {', '.join(SUFFIXES)}")
+        raise UserError(f"{problem} {EXPECTED}")
     return [str(path) for path in found]
+
+
+def holds_documents(name):
+    """Whether a file's name has one of the suffixes that are read; so has an archive that will be refused."""
+    return name.endswith(SUFFIXES) or (is_packed(name) and unpacked_name(name).endswith(LINE_SUFFIXES))
 
 
 def fingerprint(paths):
@@ -152,12 +169,17 @@ class Described(NamedTuple):
 def describe_file(path, field=FIELD):
     """The `TextFile` of a path. pyarrow can abort the process on a damaged .parquet file, see `describe_files`."""
     if is_remote(path):
-        return TextFile(path, 0, field, read_groups(path, field))
+        return TextFile(path, 0, field, groups=read_groups(path, field))
     require_regular_file(path, "a file of text")
-    size = os.path.getsize(path)
+    size, groups, cuts = os.path.getsize(path), (), ()
+    if is_parquet(path):
+        groups = read_groups(path, field)
+    elif is_packed(path):
+        cuts = packed.find_cuts(path, LINE_END if is_jsonl(path) else CUT, CUT_LENGTH, PIECE_BYTES)
+        size = cuts[-1]
     if size == 0:
         raise UserError(f"{path} is empty; leave it out")
-    return TextFile(path, size, field, read_groups(path, field) if is_parquet(path) else ())
+    return TextFile(path, size, field, cuts, groups)
 
 
 def cut_files(files, total):
@@ -182,17 +204,20 @@ def cut_file(file, start=0.0, stop=1.0):
         yield from cut_parquet(file, start, stop)
         return
     path, size = file.path, file.size
-    position, end = (next_cut(path, round(part * size), size) for part in (start, stop))
+    position, end = (next_cut(file, round(part * size)) for part in (start, stop))
     while position < end:
-        after = min(next_cut(path, position + PIECE_BYTES, size), end)
+        after = min(next_cut(file, position + PIECE_BYTES), end)
         yield Span(path, position, after, file.field), (after - position) / size
         position = after
 
 
-def next_cut(path, position, size):
-    """The first byte offset at or after `position` where the file, of `size` bytes, may be cut."""
+def next_cut(file, position):
+    """The first byte offset at or after `position` where the file may be cut."""
+    path, size = file.path, file.size
     if position <= 0 or position >= size:
         return min(max(position, 0), size)
+    if file.cuts:
+        return file.cuts[bisect.bisect_left(file.cuts, position)]
     with foreign(path, "a file of text"), open(path, "rb") as f:
         if is_jsonl(path):
             f.seek(position - 1)
@@ -253,7 +278,7 @@ def not_utf8(path, position):
 
 
 def is_jsonl(path):
-    return path.endswith(".jsonl")
+    return unpacked_name(path).endswith(".jsonl")
 
 
 def is_parquet(path):

@@ -4,6 +4,7 @@
 proxy variables. Functions that make requests raise the libraries' own errors; call them through `retry.Retry`.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -19,6 +20,7 @@ from system.errors import NetworkError, UserError
 from text.retry import RETRIED_STATUS, describe_network_error, describe_status, requested_pause, retry_after
 
 SCHEME = "hf://datasets/"
+SPLITS = ("train", "validation", "test")  # those looked for in the cache
 
 
 class HubFile(NamedTuple):
@@ -47,10 +49,14 @@ def is_offline():
     return constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE
 
 
+class NotCachedError(UserError):
+    """A file is needed that is not in the cache, and requests are forbidden."""
+
+
 def not_cached(what):
-    return UserError(
+    return NotCachedError(
         f"{what} is not in the cache, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids downloads: unset that variable,"
-        " copy the cache (HF_HOME) of a machine that has the data, or name files with --source"
+        " copy the cache (HF_HOME) of a machine that has the data, or name files on this machine"
     )
 
 
@@ -98,12 +104,22 @@ def raise_network_error(error):
 
 def list_data_files(repo, subset, split="train"):
     """The files of a data set's split, in order: [(url, bytes)]. Raises `UserError` if there is no such subset."""
+    if is_offline():
+        return list_cached_files(repo, subset, split)
+    files = list_splits(repo, subset).get(split)
+    if not files:
+        raise UserError(f"{repo} has no split {split!r} in {subset or 'its default subset'}")
+    return files
+
+
+def list_splits(repo, subset):
+    """{split: its files in order, [(url, bytes)]}. Raises `UserError` if there is no such subset."""
     import datasets
     from huggingface_hub import HfFileSystem, hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     if is_offline():
-        return list_cached_files(repo, subset, split)
+        return list_cached_splits(repo, subset)
     make_single_attempts()
     try:  # the commit of the main branch, so that all later requests see the same state of the data set
         revision = Path(hf_hub_download(repo, "README.md", repo_type="dataset")).parent.name
@@ -112,14 +128,24 @@ def list_data_files(repo, subset, split="train"):
     try:
         builder = datasets.load_dataset_builder(repo, subset, revision=revision)
     except ValueError as error:  # its message lists the subsets
-        raise UserError(f"{repo}: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).partition("Example")[0].split())[:300]
+        raise UserError(f"{repo}: {reason}") from error
     except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError) as error:
         raise UserError(f"{error} Check the name, or set HF_TOKEN") from error
-    urls = (builder.config.data_files or {}).get(split)
-    if not urls:
-        raise UserError(f"{repo} has no split {split!r} in {subset or 'its default subset'}")
     files = HfFileSystem()
-    return [(url, files.info(url)["size"]) for url in urls]
+    splits = builder.config.data_files or {}
+    return {str(split): [(url, files.info(url)["size"]) for url in urls] for split, urls in splits.items()}
+
+
+def list_cached_splits(repo, subset):
+    """What `list_splits` returns, of the splits in the cache, without any request."""
+    found = {}
+    for split in SPLITS:
+        with contextlib.suppress(NotCachedError):
+            found[split] = list_cached_files(repo, subset, split)
+    if not found:
+        raise not_cached(f"{repo} {subset or ''}".strip())
+    return found
 
 
 def list_cached_files(repo, subset, split):
@@ -136,7 +162,8 @@ def list_cached_files(repo, subset, split):
     if subset and subset not in configs:
         raise UserError(f"{repo} has no subset {subset!r}; it has {', '.join(configs)}")
     with foreign(card, "a data set card"):
-        patterns = file_patterns(configs.get(subset or "default", f"**/*{split}*.parquet"), split)
+        by_name = [f"**/*{split}*.{kind}*" for kind in ("parquet", "jsonl")]
+        patterns = file_patterns(configs.get(subset or "default", by_name), split)
     folder = card.parent
     found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not found:

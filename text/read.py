@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from system.errors import UserError
-from text.documents import Described, cut_file, describe_files, is_package_mark, is_parquet
+from text.documents import FIELD, Described, cut_files, describe_files, is_package_mark, is_parquet
 from text.retry import Retry
 from text.sources import FetchOptions, get_source, short_name
 from text.worker_pool import map_in_order
@@ -23,33 +23,33 @@ class Document:
     text: str  # not empty
 
 
-def read_documents(names, split="val", limit=None):
+def read_documents(names, split="val", limit=None, field=FIELD):
     """The `Document`s of all sources in order, at most `limit`. Raises `UserError` if there are none.
 
-    `split`: which part of folders of shards, and of named sources with a validation split of their own. Other files are
-    read whole.
+    `split`: which part of folders of shards, and of sources with splits of their own; other files are read whole.
+    `field`: of .jsonl and .parquet files.
     """
-    documents = itertools.chain.from_iterable(read_source(name, split) for name in names)
+    documents = itertools.chain.from_iterable(read_source(name, split, field) for name in names)
     found = list(itertools.islice(documents, limit))
     if not found:
         raise UserError(f"{' '.join(names)}: no text to score; expected at least one document that is not empty")
     return found
 
 
-def read_source(name, split):
+def read_source(name, split, field):
     """An iterator over the `Document`s of one source."""
     if list_shards(name, "train") or list_shards(name, "val"):
         return read_shards(name, split)
-    options = FetchOptions(Path("data", short_name(name)), None, Retry(PATIENCE, "a file on this machine"))
-    files = get_source(name).find(options)
-    return read_files(files["all"] if "all" in files else files[split])
+    retry, source = Retry(PATIENCE, "a file on this machine"), get_source(name)
+    files = source.find(FetchOptions(Path("data", short_name(name)), None, retry, (split,)))
+    return read_files(files["all"] if "all" in files else files[split], field, source.regroup)
 
 
-def read_files(paths):
-    """Yield the `Document`s of files. The pieces that `cut_file` makes of a large text file are joined again."""
-    files = describe_files([path for path in paths if not is_package_mark(path)])
+def read_files(paths, field=FIELD, regroup=iter):
+    """Yield the `Document`s of files. A document that the pieces of `cut_files` divide is joined again."""
+    files = describe_files([path for path in paths if not is_package_mark(path)], field)
     workers = 1 if any(map(is_parquet, paths)) else 0  # pyarrow can abort the process on a damaged file
-    items = (Described(piece) for file in files for piece, _ in cut_file(file))
+    items = (Described(piece) for piece, _ in regroup(cut_files(files, sum(file.size for file in files))))
     path, text = None, ""
     for item, texts in map_in_order(read_texts, items, workers):
         first, *others = texts or [""]
@@ -75,6 +75,8 @@ def read_shards(folder, split):
     A document that continues in the next shard counts as two; a character that the boundary cuts is dropped.
     """
     data = open_data(folder, "python prepare.py SOURCE")
+    if split not in data.splits:
+        raise UserError(f"{folder} is a folder of shards, which have no split {split!r}; expected val or train")
     tokenizer = get_tokenizer(data.tokenizer)
     shards = data.splits[split]
     for path, shard in zip(shards.paths, shards, strict=True):

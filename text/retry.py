@@ -151,7 +151,8 @@ def refuse_permanent_error(error):
     status = getattr(response, "status_code", None)
     if status in REFUSED_STATUS:
         url = getattr(response, "url", endpoint())
-        raise UserError(f"{url}: the hub answers {status}; check the name, or set HF_TOKEN") from error
+        private = " of an account that has access (private or gated data)" if status in (401, 403) else ""
+        raise UserError(f"{url}: the hub answers {status}; check the name, or set HF_TOKEN{private}") from error
 
 
 def describe_status(status):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sysconfig
 import time
 from collections.abc import Callable
@@ -11,13 +12,19 @@ from pathlib import Path
 from system.download import download_from_any
 from system.errors import UserError
 from text import hub
-from text.documents import SUFFIXES, find_files
+from text.articles import join_articles
+from text.documents import EXPECTED as EXPECTED_FILES
+from text.documents import find_files, holds_documents
 from text.encoding import tokenize_texts
+from text.packed import unpacked_name
 from text.progress import writing
 from text.retry import Retry
 from text.shard_writer import finish
 from tokens.shards import write_shard
 from tokens.tokenizer import get_tokenizer
+
+HUB = "hf:"  # begins the name of a data set on the hub
+FORM = f"{HUB}OWNER/NAME[:CONFIG][@SPLIT]"
 
 
 @dataclass(frozen=True)
@@ -27,29 +34,33 @@ class FetchOptions:
     folder: Path  # of the shards, for downloads that no cache keeps
     mirror: str | None  # a URL to try first
     retry: Retry
+    splits: tuple[str, ...] = ("val", "train")  # which to fetch, where a source has its own
 
 
 @dataclass(frozen=True)
 class Source:
-    """What `prepare.py` knows about a source of text."""
+    """What `prepare.py` and `perplexity.py` know about a source of text."""
 
     description: str  # for --help
-    find: Callable[[FetchOptions], dict[str, list[str]]]  # files by split, "train" and "val", or {"all": files}
+    find: Callable[[FetchOptions], dict[str, list[str]]]  # files by split of the options, or {"all": files}
     local: bool = False  # the files are on this machine; edited files are noticed
+    regroup: Callable = iter  # applied to the (piece, share) of each split, where rows are not documents
     write: dict[str, Callable] = field(default_factory=dict)
     """Tokenizer → function(progress, paths) that writes the shards differently from `prepare.py`."""
 
 
 def get_source(name):
-    """A named source, or the files of a path, folder or pattern."""
+    """A named source, a data set on the hub, or the files of a path, folder or pattern."""
     if name in SOURCES:
         return SOURCES[name]
+    if name.startswith(HUB):
+        return Source("a data set on the Hugging Face hub", functools.partial(find_on_hub, DataSet.parse(name)))
     return Source("files on this machine", lambda options: {"all": find_files(name)}, local=True)
 
 
 def short_name(source):
     """What a source is called in the names of files and folders: a named source's name, or a file's stem."""
-    stem = Path(source).resolve().stem if os.path.exists(source) else source
+    stem = Path(unpacked_name(source)).resolve().stem if os.path.exists(source) else source
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).strip("_.") or "text"
 
 
@@ -92,14 +103,65 @@ def find_download(file, urls, sha256, options):
     return {"all": [str(path)]}
 
 
-def find_on_hub(repo, splits, options):
-    """The data files of a data set's splits, downloaded into the cache. `splits`: our name → the data set's name."""
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on the hub, as `hf:OWNER/NAME[:CONFIG][@SPLIT]` names it."""
+
+    repo: str
+    config: str | None = None  # None: its default one
+    split: str | None = None  # None: by our splits, see `choose_splits`
+
+    @classmethod
+    def parse(cls, name):
+        """Raises `UserError` if `name` has another form."""
+        match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?::([^:@]+))?(?:@([^:@]+))?", name)
+        if match is None:
+            raise UserError(f"{name}: expected {FORM}, like hf:Salesforce/wikitext:wikitext-2-raw-v1@test")
+        return cls(*match.groups())
+
+    def __str__(self):
+        config = f":{self.config}" if self.config else ""
+        return f"{HUB}{self.repo}{config}" + (f"@{self.split}" if self.split else "")
+
+
+def find_on_hub(data_set, options):
+    """The data files of a data set's splits, downloaded into the cache. Only those of `options.splits`."""
     hub.make_single_attempts()
-    files = {}
-    for split, their_split in splits.items():
-        urls = options.retry.call(hub.list_data_files, repo, None, their_split)
-        files[split] = [hub.locate_with_bar(url, options.retry) for url, _ in urls]
-    return files
+    found = options.retry.call(hub.list_splits, data_set.repo, data_set.config)
+    chosen = choose_splits(data_set, found, options.splits)
+    for split in chosen.values():
+        check_readable(data_set, [url for url, _ in found[split]])
+    return {
+        ours: [hub.locate_with_bar(url, options.retry) for url, _ in found[split]] for ours, split in chosen.items()
+    }
+
+
+def choose_splits(data_set, found, wanted):
+    """Which splits of a data set to read: our name → the data set's, or {"all": the data set's}.
+
+    All of the split that is named, or else each of `wanted`, or else the only split, or to train on `train`, whose end
+    becomes the validation split. Raises `UserError` if none of these is there.
+    """
+    if data_set.split in found:
+        return {"all": data_set.split}
+    theirs = {"val": "validation", "train": "train", "test": "test"}
+    if data_set.split is None:
+        if all(theirs[ours] in found for ours in wanted):
+            return {ours: theirs[ours] for ours in wanted}
+        if len(found) == 1:
+            return {"all": next(iter(found))}
+        if "train" in wanted and "train" in found:
+            return {"all": "train"}
+    missing = data_set.split or theirs[wanted[0]]
+    names = ", ".join(found)
+    raise UserError(f"{data_set} has no split {missing!r}; it has {names}: name one with @SPLIT at the end")
+
+
+def check_readable(data_set, urls):
+    """Raise `UserError` unless all files of a data set have a format that is read."""
+    for url in urls:
+        if not holds_documents(url):
+            raise UserError(f"{data_set} holds {url.rpartition('/')[2]}; expected files of {EXPECTED_FILES}")
 
 
 def write_llmc_shakespeare(progress, paths):
@@ -143,8 +205,13 @@ SOURCES = {
     ),
     "tinystories": Source(
         "TinyStories, from the Hugging Face hub, with its own validation split",
-        find=functools.partial(find_on_hub, "roneneldan/TinyStories", {"val": "validation", "train": "train"}),
+        find=functools.partial(find_on_hub, DataSet("roneneldan/TinyStories")),
+    ),
+    "wikitext-103": Source(
+        "WikiText-103, raw, from the hub, with its own validation and test splits; its lines joined into articles",
+        find=functools.partial(find_on_hub, DataSet("Salesforce/wikitext", "wikitext-103-raw-v1")),
+        regroup=join_articles,
     ),
 }
-EXPECTED = f"{', '.join(SOURCES)}, or files, folders or patterns of {', '.join(SUFFIXES)}"
+EXPECTED = f"{', '.join(SOURCES)}, a data set on the hub ({FORM}), or files, folders or patterns of {EXPECTED_FILES}"
 HELP = "; ".join(f"{name} ({source.description})" for name, source in SOURCES.items())

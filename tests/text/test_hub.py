@@ -21,6 +21,7 @@ configs:
 """
 FILES = {"README.md": CARD, "data/x/0.parquet": parquet_bytes(["a"]), "small/1.parquet": parquet_bytes(["b"])}
 LIST = """
+from pathlib import Path
 from system.errors import UserError
 from text import hub
 from text.retry import Retry
@@ -32,6 +33,13 @@ for arguments in [("owner/texts", "small"), ("owner/texts", "smal"), ("owner/tex
 file = hub.RangeReader(hub.list_data_files("owner/texts", "small")[0][0])
 file.seek(-4, 2)
 print(file.read())
+from text.sources import FetchOptions, get_source
+for name in ("hf:owner/texts:small", "hf:owner/texts:small@test"):
+    try:
+        print({split: [Path(p).read_bytes()[:4] for p in paths] for split, paths in
+            get_source(name).find(FetchOptions(None, None, Retry(0, ""))).items()})
+    except UserError as error:
+        print(error)
 """
 
 
@@ -44,7 +52,7 @@ def test_list_data_files_reports_unknown_names_and_range_reader_reads_only_its_r
     with serve(REPO, FILES) as server:
         env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
         output = subprocess.check_output([sys.executable, "-c", LIST], env=env, text=True, timeout=60)
-    found, subset, split, repo, tail = output.splitlines()
+    found, subset, split, repo, tail, files, unknown_split = output.splitlines()
     size = len(FILES["small/1.parquet"])
     assert found == f"[('hf://datasets/owner/texts@{COMMIT}/small/1.parquet', {size})]"
     assert "'smal'" in subset
@@ -53,7 +61,11 @@ def test_list_data_files_reports_unknown_names_and_range_reader_reads_only_its_r
     assert "no/texts" in repo
     assert "the hub answers 404; check the name" in repo
     assert tail == "b'PAR1'"
-    assert server.log[-1][2] == f"bytes={size - 4}-{size - 1}"
+    assert any(span == f"bytes={size - 4}-{size - 1}" for *_, span in server.log)
+    assert files == "{'all': [b'PAR1']}"
+    assert (
+        unknown_split == "hf:owner/texts:small@test has no split 'test'; it has train: name one with @SPLIT at the end"
+    )
 
 
 def test_list_cached_files_reads_the_data_set_card_and_makes_no_request(tmp_path, monkeypatch):
@@ -67,6 +79,7 @@ def test_list_cached_files_reads_the_data_set_card_and_makes_no_request(tmp_path
         path = folder / "snapshots" / COMMIT / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    assert hub.list_cached_splits(REPO, "small").keys() == {"train"}
     for subset, name in ((None, "data/x/0.parquet"), ("small", "small/1.parquet")):
         expected = [(f"hf://datasets/owner/texts@{COMMIT}/{name}", len(FILES[name]))]
         assert hub.list_cached_files(REPO, subset, "train") == expected

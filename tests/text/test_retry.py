@@ -98,7 +98,7 @@ def test_retry_raises_other_errors_at_once(pauses, error):
     ("error", "message"),
     [
         (Refusal(404), "http://hub/file: the hub answers 404"),
-        (Refusal(401), "set HF_TOKEN"),
+        (Refusal(401), "set HF_TOKEN of an account that has access"),
         (OSError(errno.ENOSPC, "full"), "no space left for downloads"),
     ],
 )

@@ -10,7 +10,16 @@ from corpus import tokenizer_or_skip
 from system.errors import UserError
 from text.progress import open_progress
 from text.retry import Retry
-from text.sources import SOURCES, FetchOptions, find_download, get_source, short_name, stdlib_files
+from text.sources import (
+    SOURCES,
+    DataSet,
+    FetchOptions,
+    choose_splits,
+    find_download,
+    get_source,
+    short_name,
+    stdlib_files,
+)
 
 
 def test_stdlib_files_are_sorted_and_hold_no_tests():
@@ -34,8 +43,38 @@ def test_get_source_takes_names_before_files(tmp_path):
 
 def test_short_name_is_a_name_or_a_files_stem(tmp_path):
     (tmp_path / "my book.txt").touch()
-    assert [short_name(source) for source in ("stdlib", tmp_path / "my book.txt", "/")] == ["stdlib", "my_book", "text"]
+    names = [short_name(source) for source in ("stdlib", str(tmp_path / "my book.txt"), "/")]
+    assert names == ["stdlib", "my_book", "text"]
+    (tmp_path / "a.jsonl.gz").touch()
+    assert short_name(str(tmp_path / "a.jsonl.gz")) == "a"
     assert short_name("corpus/*.jsonl") == "corpus__.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "wanted", "chosen"),
+    [
+        ("hf:a/b", "train validation test", "val train", {"val": "validation", "train": "train"}),
+        ("hf:a/b:c", "train validation test", "test", {"test": "test"}),
+        ("hf:a/b", "train test", "val train", {"all": "train"}),
+        ("hf:a/b", "train", "val", {"all": "train"}),
+        ("hf:a/b@test", "train test", "val train", {"all": "test"}),
+        ("hf:a/b", "train test", "val", "hf:a/b has no split 'validation'; it has train, test: name one with @SPLIT"),
+        ("hf:a/b:c@dev", "train", "val", "hf:a/b:c@dev has no split 'dev'; it has train"),
+    ],
+)
+def test_choose_splits_of_a_data_set(name, found, wanted, chosen):
+    data_set = DataSet.parse(name)
+    if isinstance(chosen, dict):
+        assert choose_splits(data_set, found.split(), tuple(wanted.split())) == chosen
+        return
+    with pytest.raises(UserError, match=chosen):
+        choose_splits(data_set, found.split(), tuple(wanted.split()))
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:a/b/c", "hf:a/b:", "hf:a/b@", "hf:a/b@x:y", "hf:a/../b"])
+def test_data_set_parse_refuses_other_forms(name):
+    with pytest.raises(UserError, match=f"^{name}: expected hf:OWNER/NAME"):
+        DataSet.parse(name)
 
 
 def test_find_download_tries_the_mirror_first(tmp_path, capsys):
