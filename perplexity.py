@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from configurator import Range, configure
-from inference.eval_model import load
+from inference.eval_model import load, open_model
 from inference.perplexity import Totals, Windowing, ratio, score
 from system import runtime
 from system.errors import UserError, command, require
@@ -100,6 +100,8 @@ def main(argv=None):
 
 def run(settings, rt):
     names = settings.model.split(",")
+    for name in names:  # before the first is scored, which may take hours
+        settings.windowing(open_model(name).shape["block_size"])
     read = functools.partial(read_documents, settings.sources, settings.split, settings.limit, settings.text_field)
     documents = rt.from_master(read)
     results = [score_model(name, documents, settings, rt) for name in names]

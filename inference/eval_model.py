@@ -22,8 +22,8 @@ class LoadedModel:
     chat: bool  # whether it was fine-tuned on conversations
 
 
-def load(name, rt):
-    """The model of `name`, see `formats.read`, on the device of `rt`, with its tokenizer.
+def open_model(name):
+    """The `ModelFile` of `name`, see `formats.read`; its tensors are not read yet.
 
     Raises `UserError` if there is no such model, or if its tokenizer is unknown.
     """
@@ -33,6 +33,12 @@ def load(name, rt):
             f"{model_file.source}: its tokenizer is unknown, so it cannot read or write text; expected a model with the"
             " vocabulary of gpt2 or byte"
         )
+    return model_file
+
+
+def load(name, rt):
+    """The model of `name` on the device of `rt`, with its tokenizer. Raises `UserError` as `open_model` does."""
+    model_file = open_model(name)
     gpt, tokenizer = GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer)
     return LoadedModel(gpt, tokenizer, model_file.source, model_file.chat)
 

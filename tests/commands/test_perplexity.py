@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from corpus import tokenizer_or_skip
 from helpers import TEXT, write_corpus
 from models import save_checkpoint, small_gpt
 
@@ -15,10 +16,12 @@ CPU = ["--device=cpu", "--dtype=float32"]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Checkpoints by name: good, nan (its weights), unknown (its tokenizer)."""
+    """Checkpoints by name: good; short context; gpt2, unknown (the tokenizer); nan (the weights)."""
     folder = tmp_path_factory.mktemp("models")
     good = small_gpt(vocab_size=257)
     paths = {"good": save_checkpoint(folder / "good.pt", good)}
+    paths["short"] = save_checkpoint(folder / "short.pt", small_gpt(vocab_size=257, block_size=16))
+    paths["gpt2"] = save_checkpoint(folder / "gpt2.pt", small_gpt(vocab_size=50257), tokenizer="gpt2")
     paths["unknown"] = save_checkpoint(folder / "unknown.pt", small_gpt(), tokenizer=None)
     torch.nn.init.constant_(good.transformer.ln_f.weight, math.nan)
     return paths | {"nan": save_checkpoint(folder / "nan.pt", good)}
@@ -76,6 +79,36 @@ def test_perplexity_command_refuses_with_one_line(tmp_path, saved, capsys, text,
     assert stopped.value.code == 2
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("second", "flags", "message"),
+    [
+        ("absent", [], "absent: no such model"),
+        ("unknown", [], "its tokenizer is unknown"),
+        ("short", ["--T=32"], "--T = 32: expected at most the model's block_size, 16"),
+    ],
+)
+def test_perplexity_command_opens_every_model_before_it_scores_the_first(
+    tmp_path, saved, capsys, second, flags, message
+):
+    (tmp_path / "text.txt").write_text("some text")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "text.txt"), f"--model={saved['good']},{saved.get(second, second)}", *flags, *CPU])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+
+
+def test_perplexity_command_scores_shards_of_another_tokenizer_as_text(tmp_path, saved, capsys):
+    """Shards hold ids; another model's tokenizer encodes their text again."""
+    tokenizer_or_skip("gpt2")
+    shards = write_corpus(tmp_path / "shards")
+    out = tmp_path / "out.jsonl"
+    main([str(shards), f"--model={saved['good']},{saved['gpt2']}", f"--out={out}", *CPU])
+    byte, gpt2 = map(json.loads, out.read_text().splitlines())
+    assert byte["bytes"] == gpt2["bytes"] == 2000
+    assert gpt2["tokens"] < byte["tokens"] == 2000
 
 
 def test_perplexity_command_needs_a_source(capsys):
