@@ -281,6 +281,12 @@ class KVCache:
         self.visible = causal & (keys >= first) | own  # (B, 1, T, S)
         return (columns - self.padding[:, None]).clamp(min=0)
 
+    def keep(self, rows):
+        """Keep only these rows, a list of row numbers."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        if self.padding is not None:
+            self.padding = self.padding[rows]
+
     def append(self, layer, k, v):
         self.k[layer, :, :, self.new] = k
         self.v[layer, :, :, self.new] = v

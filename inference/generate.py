@@ -32,34 +32,38 @@ def generate(model, prompts, config, on_token=None):
 
     `model` is a `GPT`, not a compiled or distributed wrapper; it runs in eval mode, under the caller's autocast.
     `on_token(row, id)` is called for each new id and for the `eot` that ends a row; if it returns true, the row ends
-    with that id. Row i draws from its own generator,
-    seeded by (seed, i), so its ids do not depend on the other rows, and torch's random state does not change. Raises
-    `UserError` if a prompt is empty, or if the model's logits are not finite.
+    with that id. Row i draws from its own generator, seeded by (seed, i), so its ids do not depend on the other rows,
+    and torch's random state does not change. Raises `UserError` if a prompt is empty, or if the model's logits are not
+    finite.
     """
     check_prompts(prompts)
     if not prompts:
         return []
     contexts = [list(prompt) for prompt in prompts]
     new = [[] for _ in prompts]
-    running = set(range(len(prompts)))
+    rows = list(range(len(prompts)))  # those that are decoded; they are the rows of `ids`, `draws` and the cache
+    running = set(rows)
     make_step = GraphedStep if config.cuda_graph else functools.partial
-    ids = None  # the newest id of each row, (B,)
+    ids = None  # the newest id of each row, (B,), which is not in the cache yet
+    columns = 0  # of the cache with the newest ids
     device = model.transformer.wte.weight.device
     draws = uniforms(config.seed, len(prompts), config.max_new_tokens).to(device)  # (B, max_new_tokens)
     with eval_mode(model):
         for i in range(config.max_new_tokens):
-            if ids is None or max(map(len, contexts)) > model.config.block_size:
+            if ids is None or columns > model.config.block_size:
                 contexts = [crop(context, model.config.block_size) for context in contexts]
-                logits, cache = prefill(model, contexts, config.max_new_tokens - i)
+                columns = max(len(contexts[row]) for row in rows)
+                logits, cache = prefill(model, [contexts[row] for row in rows], config.max_new_tokens - i)
                 check_finite(logits)
                 step = make_step(decode, model, cache)
             else:
                 logits = step(ids)
-            ids = next_ids(logits, draws[:, i], config.sampling)
-            for row, token in enumerate(ids.tolist()):
+            ids = next_ids(logits, draws[:, i], config.sampling)  # (B,)
+            columns += 1
+            for row, token in zip(rows, ids.tolist(), strict=True):
                 contexts[row].append(token)
                 if row not in running:
-                    continue  # a finished row is decoded until the last one finishes; its tokens are dropped
+                    continue  # a finished row is decoded until half of the rows have finished; its tokens are dropped
                 ends = on_token is not None and on_token(row, token)
                 if token != config.eot:
                     new[row].append(token)
@@ -67,6 +71,10 @@ def generate(model, prompts, config, on_token=None):
                     running.discard(row)
             if not running:
                 break
+            if 2 * len(running) <= len(rows) and not config.cuda_graph:  # a graph repeats the same shapes
+                kept = [position for position, row in enumerate(rows) if row in running]
+                rows, ids, draws = [rows[position] for position in kept], ids[kept], draws[kept]
+                cache.keep(kept)
     return new
 
 

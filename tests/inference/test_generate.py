@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inference import generate as generation
 from inference.cuda_graph import StaticKVCache
 from inference.eval_model import for_inference
 from inference.generate import GenerationConfig, crop, generate
@@ -137,6 +138,28 @@ def test_generate_row_ends_at_eot_while_others_continue(gpt):
     for row in (0, 1):
         expected = cut[row] + [eot] if len(cut[row]) < 30 else cut[row]
         assert [token for r, token in calls if r == row] == expected
+
+
+def test_generate_drops_the_rows_that_have_finished(gpt, monkeypatch):
+    prompts, decoded = [[1], [2, 3], [4], [5, 6, 7]], []
+    free = sample(gpt, prompts, 50)  # exceeds the context: the cache is computed again for the rows that are left
+    lengths = (2, 45, 7, 12)
+
+    def decode(model, cache, ids):
+        decoded.append(len(ids))
+        return original(model, cache, ids)
+
+    original = generation.decode
+    monkeypatch.setattr(generation, "decode", decode)
+    seen = [0] * 4
+
+    def ends(row, token):
+        seen[row] += 1
+        return seen[row] == lengths[row]
+
+    config = GenerationConfig(50, Sampling(), seed=5)
+    assert generate(gpt, prompts, config, ends) == [row[:n] for row, n in zip(free, lengths, strict=True)]
+    assert decoded == [4] * 7 + [2] * 5 + [1] * 33
 
 
 def test_generate_refuses_an_empty_prompt(gpt):
