@@ -1,10 +1,11 @@
-"""Scoring compared with the plain loops: HellaSwag one example at a time, perplexity one window at a time."""
+"""Scoring compared with plain loops over examples and windows, a forward pass, and the harness's own model."""
 
 import functools
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks import harness
 from benchmarks.generate import hugging_face
 from benchmarks.measure import Row, time_in_turn
 from inference import perplexity
@@ -22,7 +23,9 @@ def run(settings):
     rt = runtime.start(settings.device, settings.dtype)
     gpt = GPT(GPTConfig()).to(rt.device).eval()
     hf = hugging_face(rt)
-    return [*hellaswag_rows(settings, rt, gpt, hf), *perplexity_rows(settings, rt, gpt, hf)]
+    T = gpt.config.block_size
+    strides = [row for stride in (T, T // 2) for row in perplexity_rows(settings, rt, gpt, hf, stride)]
+    return [*hellaswag_rows(settings, rt, gpt, hf), *strides, *harness.rows(settings, rt, gpt)]
 
 
 def hellaswag_rows(settings, rt, gpt, hf):
@@ -49,36 +52,43 @@ def hellaswag_rows(settings, rt, gpt, hf):
     ]
 
 
-def perplexity_rows(settings, rt, gpt, hf):
+def perplexity_rows(settings, rt, gpt, hf, stride):
     """Random bytes, as ids of GPT-2's vocabulary: the same work as any text, and no vocabulary to download."""
     config, tokenizer = gpt.config, get_tokenizer("byte")
     letters = torch.randint(32, 127, (4 if rt.device.type == "cpu" else 128, LETTERS)).tolist()
     texts = [bytes(row).decode() for row in letters]
-    windowing = perplexity.Windowing(config.block_size, config.block_size // 2)
+    windowing = perplexity.Windowing(config.block_size, stride)
     documents = [[tokenizer.eot, *tokenizer.encode(text)] for text in texts]
     windows = [(ids, *span) for ids in documents for span in perplexity.spans(len(ids), windowing.T, windowing.stride)]
     few = windows[:2]  # the baselines are slow, and their time per window is steady
+    blocks = [torch.randint(config.vocab_size, (2, config.block_size), device=rt.device) for _ in range(2)]
     seconds = time_in_turn(
         {
             "ours": functools.partial(perplexity.score, gpt, tokenizer, texts, windowing, rt),
-            "loop": lambda: [score_window(gpt, window, rt) for window in few],
+            "forward": lambda: forward(gpt, *blocks, rt),
             "hf": lambda: [score_window(lambda ids: hf(ids).logits, window, rt) for window in few],
         },
         runs=settings.runs,
         synchronize=rt.synchronize,
     )
-
-    def rate(scored_windows, name):
-        return sum(scored for *_, scored in scored_windows) / seconds[name][0]
-
     inputs, scored = (sum(column) for column in zip(*((w[2] - w[1], w[3]) for w in windows), strict=True))
+    ours = scored / seconds["ours"][0]
+    plain = blocks[0].numel() / seconds["forward"][0] * scored / inputs
+    theirs = sum(window[3] for window in few) / seconds["hf"][0]
     limit = scored * matmul_peak(rt.device, rt.dtype) / flops(inputs, scored, config)
-    name = f"perplexity/124M/{settings.dtype}"
-    note = f"windows of {windowing.T}, stride {windowing.stride}; spread {seconds['ours'][1]:.0%}"
+    name = f"perplexity/124M/{settings.dtype}/stride{stride}"
+    note = f"windows of {windowing.T}; spread {seconds['ours'][1]:.0%}"
     return [
-        Row(name, "tok/s", rate(windows, "ours"), rate(few, "loop"), "one window at a time", limit, note),
-        Row(name, "tok/s", rate(windows, "ours"), rate(few, "hf"), "one window at a time, Hugging Face", limit, note),
+        Row(name, "tok/s", ours, plain, "plain forward of as many tokens, with loss", limit, note),
+        Row(name, "tok/s", ours, theirs, "one window at a time, Hugging Face", limit, note),
     ]
+
+
+@torch.no_grad()
+def forward(gpt, idx, targets, rt):
+    """The loss of a batch, with the logits of all its positions."""
+    with rt.autocast():
+        return gpt(idx, targets).item()
 
 
 @torch.no_grad()

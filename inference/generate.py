@@ -63,7 +63,7 @@ def generate(model, prompts, config, on_token=None):
             for row, token in zip(rows, ids.tolist(), strict=True):
                 contexts[row].append(token)
                 if row not in running:
-                    continue  # a finished row is decoded until half of the rows have finished; its tokens are dropped
+                    continue  # a finished row is decoded until a quarter of them have finished; its tokens are dropped
                 ends = on_token is not None and on_token(row, token)
                 if token != config.eot:
                     new[row].append(token)
@@ -71,7 +71,7 @@ def generate(model, prompts, config, on_token=None):
                     running.discard(row)
             if not running:
                 break
-            if 2 * len(running) <= len(rows) and not config.cuda_graph:  # a graph repeats the same shapes
+            if 4 * len(running) <= 3 * len(rows) and not config.cuda_graph:  # a graph repeats the same shapes
                 kept = [position for position, row in enumerate(rows) if row in running]
                 rows, ids, draws = [rows[position] for position in kept], ids[kept], draws[kept]
                 cache.keep(kept)

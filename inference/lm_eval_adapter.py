@@ -37,20 +37,24 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
         """[((context, continuation), context ids, continuation ids)] → [(log-probability, greedy)]."""
         pairs = [(context, continuation) for _, context, continuation in requests]
-        logprobs, greedy = loglikelihoods(self.model.gpt, pairs, self.rt, self.batch_tokens, self.rt.master)
+        logprobs, greedy = loglikelihoods(self.model.gpt, pairs, self.rt, self.batch_tokens, self.shows(disable_tqdm))
         return list(zip(logprobs.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """The log-probability of each whole text, in windows of block_size tokens without overlap but for one token."""
         texts = [request.args[0] for request in requests]
         windowing = Windowing(self.max_length, self.max_length, batch_tokens=self.batch_tokens)
-        totals = score(self.model.gpt, self.model.tokenizer, texts, windowing, self.rt, self.rt.master)
+        totals = score(self.model.gpt, self.model.tokenizer, texts, windowing, self.rt, self.shows(disable_tqdm))
         return (-totals.loss).tolist()
 
     def generate_until(self, requests, disable_tqdm=False):
         """The text that continues each context."""
         prompts = [self.prompt_of(*request.args) for request in requests]
-        return generate_until(self.model.gpt, self.model.tokenizer, prompts, self.rt, self.rt.master)
+        return generate_until(self.model.gpt, self.model.tokenizer, prompts, self.rt, self.shows(disable_tqdm))
+
+    def shows(self, disable_tqdm):
+        """Whether this process shows progress bars."""
+        return self.rt.master and not disable_tqdm
 
     def prompt_of(self, context, gen_kwargs):
         kwargs = normalize_gen_kwargs(gen_kwargs, MAX_NEW_TOKENS)

@@ -159,7 +159,7 @@ def test_generate_drops_the_rows_that_have_finished(gpt, monkeypatch):
 
     config = GenerationConfig(50, Sampling(), seed=5)
     assert generate(gpt, prompts, config, ends) == [row[:n] for row, n in zip(free, lengths, strict=True)]
-    assert decoded == [4] * 7 + [2] * 5 + [1] * 33
+    assert decoded == [4] * 2 + [3] * 5 + [2] * 5 + [1] * 33
 
 
 def test_generate_refuses_an_empty_prompt(gpt):
