@@ -26,7 +26,7 @@ def rows(settings, rt, gpt):
     except (ImportError, UserError) as error:
         return [Row(name, "requests/s", None, None, "lm_eval --model hf", None, str(error))]
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        return measure(settings, rt, LoadedModel(gpt, tokenizer, "random"), Path(folder, "hf"), name)
+        return measure(settings, rt, LoadedModel(gpt, tokenizer, "random", chat=False), Path(folder, "hf"), name)
 
 
 def measure(settings, rt, model, folder, name):
