@@ -175,7 +175,7 @@ def describe_file(path, field=FIELD):
     if is_parquet(path):
         groups = read_groups(path, field)
     elif is_packed(path):
-        cuts = packed.find_cuts(path, LINE_END if is_jsonl(path) else CUT, CUT_LENGTH, PIECE_BYTES)
+        cuts = packed.find_cuts(path, LINE_END if is_jsonl(path) else CUT, PIECE_BYTES)
         size = cuts[-1]
     if size == 0:
         raise UserError(f"{path} is empty; leave it out")

@@ -56,22 +56,20 @@ def check_xz_memory(path):
         lzma.LZMADecompressor(memlimit=XZ_MEMORY).decompress(f.read(1 << 16), max_length=1)
 
 
-def find_cuts(path, pattern, overlap, piece_bytes):
+def find_cuts(path, pattern, piece_bytes):
     """Where the unpacked text may be cut, in order: 0, then ends of matches of `pattern`, then its length in bytes.
 
-    They are at least `piece_bytes` apart. A match has at most `overlap` bytes with what it looks ahead to. Reads all of
-    the file once, so a damaged one is found before any of its text is used.
+    They are at least `piece_bytes` apart. Reads all of the file once, so that a damaged one is found before its text is
+    used.
     """
-    cuts, length, tail = [0], 0, b""
+    cuts, length = [0], 0
     with open_packed(path) as f:
         while block := f.read(BLOCK_BYTES):
-            data, start = tail + block, length - len(tail)
+            while match := pattern.search(block, max(0, cuts[-1] + piece_bytes - length)):
+                cuts.append(length + match.end())
             length += len(block)
-            while match := pattern.search(data, max(0, cuts[-1] + piece_bytes - start)):
-                cuts.append(start + match.end())
             if length - cuts[-1] > LARGEST_PIECE:
                 raise UserError(f"{path} unpacks to {LARGEST_PIECE:,} bytes without an end of line or word")
-            tail = data[-overlap:]
     return (*cuts, length) if length > cuts[-1] else tuple(cuts)
 
 
