@@ -28,8 +28,14 @@ FORMATS = {
 
 
 RECORD = {  # sections of config.json, and the types of the values in them that are read again
-    "config": {"total_batch_size": int, "optimizer": str, "max_lr": (int, float), "data_dir": str},
-    "model": {"parameters": int, "n_layer": int, "n_embd": int},
+    "config": {"total_batch_size": int, "max_steps": int, "optimizer": str, "max_lr": (int, float), "data_dir": str},
+    "model": {
+        "parameters": int,
+        "non_embedding_parameters": int,
+        "flops_per_token": int,
+        "n_layer": int,
+        "n_embd": int,
+    },
     "data": {"source": (str, type(None)), "tokenizer": str},
     "environment": {},
 }

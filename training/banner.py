@@ -76,7 +76,12 @@ def write_record(run, data):
             "tokenizer": tokens.tokenizer,
             **{split: tokens.tokens(split) for split in tokens.splits},
         },
-        "model": dataclasses.asdict(config) | {"parameters": costs.count_params(config)},
+        "model": {
+            **dataclasses.asdict(config),
+            "parameters": costs.count_params(config),
+            "non_embedding_parameters": costs.count_non_embedding_params(config),
+            "flops_per_token": costs.flops_per_token(config, run.cfg.T),
+        },
         "environment": {"from_step": run.start_step} | describe_environment(run.rt),
         "earlier_starts": earlier,
     }

@@ -37,6 +37,11 @@ def count_params(config):
     return config.vocab_size * C + config.block_size * C + config.n_layer * block + 2 * C
 
 
+def count_non_embedding_params(config):
+    """Parameters without the embeddings of tokens and positions: the N of Kaplan et al. 2020, section 2.1."""
+    return count_params(config) - (config.vocab_size + config.block_size) * config.n_embd
+
+
 def describe_model(config, init_from):
     """One line: parameters, shape and origin."""
     shape = f"{config.n_layer} layers of {config.n_embd}, {config.n_head} heads, context {config.block_size}"

@@ -9,6 +9,7 @@ from helpers import ROOT
 
 from tracking import environment
 from train_gpt2 import train
+from training import costs
 
 
 def git(folder, *args):
@@ -27,6 +28,9 @@ def test_config_json_describes_a_run_and_its_earlier_starts(make_run, tmp_path):
     assert record["data"]["tokenizer"] == "byte"
     padding = 127 * 32  # the vocabulary of 257 is padded to 384
     assert record["model"]["parameters"] == sum(p.numel() for p in run.model.parameters()) - padding
+    blocks = [p for name, p in run.model.named_parameters() if "wte" not in name and "wpe" not in name]
+    assert record["model"]["non_embedding_parameters"] == sum(p.numel() for p in blocks)
+    assert record["model"]["flops_per_token"] == costs.flops_per_token(run.model.config, run.cfg.T)
     assert record["environment"]["torch"]
     assert record["environment"]["dtype"] == "float32"
     assert record["environment"]["world_size"] == 1

@@ -34,6 +34,10 @@ def test_count_params_excludes_the_padding():
     assert costs.count_params(config) == total - (256 - 200) * 32
 
 
+def test_count_non_embedding_params_of_gpt2_124M():
+    assert costs.count_non_embedding_params(GPTConfig()) == 124_439_808 - 50257 * 768 - 1024 * 768
+
+
 def test_flops_per_token_equals_torchs_count():
     config = GPTConfig(block_size=128, vocab_size=256, n_layer=3, n_head=2, n_embd=64)
     model, idx = GPT(config), torch.randint(256, (2, 128))
