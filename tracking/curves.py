@@ -27,6 +27,7 @@ GRAY = "#666666"
 SHORT_RUNS_HOURS = 2  # an axis of hours shows minutes if the longest run takes less
 TICKS = 5  # at most, on a horizontal axis: their labels never touch
 MEDIANS = 400  # points of a median curve
+LONGEST_NAME = 40  # characters of a run's name that are shown: its end, in which the runs of a sweep differ most
 LARGEST = 1e30  # larger values cannot be drawn, because the size of an axis would overflow
 
 
@@ -121,14 +122,18 @@ def describe_content(path):
 
 
 def short_names(log_dirs):
-    """Return for each folder the shortest end of its path that no other has. Bytes that are no UTF-8 become U+FFFD."""
+    """Return for each folder the shortest end of its path that no other has, cut to `LONGEST_NAME` characters.
+
+    Bytes that are no UTF-8 become U+FFFD.
+    """
     paths = [Path(log_dir).resolve().parts for log_dir in log_dirs]
     if len(set(paths)) < len(paths):
         raise UserError(f"the same LOG_DIR is given twice: {' '.join(map(str, log_dirs))}; give each folder once")
     names = []
     for path in paths:
         length = next(n for n in range(1, len(path) + 1) if sum(path[-n:] == other[-n:] for other in paths) == 1)
-        names.append(os.fsencode("/".join(path[-length:])).decode("utf-8", errors="replace"))
+        name = os.fsencode("/".join(path[-length:])).decode("utf-8", errors="replace")
+        names.append(name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :])
     return names
 
 

@@ -30,10 +30,11 @@ def place_labels(axis, labels):
     """Write the labels to the right of the axis, each connected to its point by a thin line."""
     if not labels:
         return
-    low, high = axis.get_ylim()
+    scale = axis.yaxis.get_transform().transform  # the logarithm on a logarithmic axis
+    low, high = scale(np.array(axis.get_ylim()))
     height_pt = axis.get_window_extent().height / axis.figure.dpi * 72  # approximate: before the final layout
     labels = sorted(labels, key=lambda label: label.y)
-    wanted = [min(max((label.y - low) / (high - low), 0.0), 1.0) for label in labels]  # 0 bottom … 1 top
+    wanted = [min(max((scale(label.y) - low) / (high - low), 0.0), 1.0) for label in labels]  # 0 bottom … 1 top
     for label, height in zip(labels, spread(wanted, gap=1.35 * LABEL_PT / height_pt), strict=True):
         axis.annotate(
             label.text,

@@ -8,7 +8,7 @@ import pytest
 
 from tracking import curves
 from tracking.curves import Panel, smooth
-from tracking.labels import spread
+from tracking.labels import Label, place_labels, spread
 from tracking.runlog import RunLog
 
 EDU = {"source": "HuggingFaceFW/fineweb-edu sample-10BT", "tokenizer": "gpt2"}
@@ -116,6 +116,20 @@ def test_several_runs_are_labelled_with_their_names_and_colours(tmp_path):
     assert set(named) == {"a/run", "b/run", "c"}
     assert len(set(named.values())) == 3
     assert {line.get_color() for line in axis.lines} == set(named.values())
+
+
+def test_names_of_runs_are_cut_to_their_ends(tmp_path):
+    folders = [tmp_path / ("x" * 100 + end) for end in ("_a", "_b")]
+    assert curves.short_names(folders) == ["…" + "x" * 37 + end for end in ("_a", "_b")]
+
+
+def test_labels_of_a_logarithmic_axis_are_beside_their_points():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    axis.set(yscale="log", ylim=(1, 10000))
+    place_labels(axis, [Label(1.0, 100.0, "middle", "black"), Label(None, 1000.0, "upper", "black")])
+    assert [text.xyann[1] for text in axis.texts] == pytest.approx([0.5, 0.75])
 
 
 def test_spread_keeps_labels_apart_and_near_their_curves():
