@@ -1,6 +1,8 @@
 """Plot runs from their logs as a PNG: loss, HellaSwag, learning rate, gradient norm and throughput.
 
-python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours]
+python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours|params|flops]
+
+With --x params or flops, a run is one point: its final loss and HellaSwag score, over its size or its compute.
 """
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
@@ -16,6 +18,7 @@ from system.errors import UserError, command
 from system.files import require_writable_file
 from tracking.curves import plot_runs
 from tracking.runlog import path_of, plot_path
+from tracking.scaling import AXES, plot_scaling
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,10 @@ class Settings:
     log_dirs: tyro.conf.Positional[tuple[str, ...]] = ()
     """folders of runs (each holds a log.txt)"""
     out: str | None = None
-    """PNG to write; by default plot.png in the (first) folder"""
-    x: Literal["steps", "tokens", "hours"] = "steps"
-    """what the horizontal axis counts; hours are those of training steps only"""
+    """PNG to write; by default plot.png in the (first) folder, with --x params or flops scaling.png"""
+    x: Literal["steps", "tokens", "hours", *AXES] = "steps"
+    """what the horizontal axis counts; hours are those of training steps only
+    params and flops: one point per finished run, by its size without embeddings or its compute, and a power law"""
 
     def check(self):
         if not self.log_dirs:
@@ -40,14 +44,21 @@ class Settings:
     @property
     def path(self):
         """Where the plot goes."""
-        return plot_path(self.log_dirs[0]) if self.out is None else self.out
+        if self.out is not None:
+            return self.out
+        path = plot_path(self.log_dirs[0])
+        return path.with_name("scaling.png") if self.x in AXES else path
 
 
 @command
 def main(argv=None):
     settings = configure(Settings, argv, positional="log_dirs")
     Path(settings.path).parent.mkdir(parents=True, exist_ok=True)
-    plot_runs(settings.log_dirs, settings.path, settings.x)
+    if settings.x in AXES:
+        for line in plot_scaling(settings.log_dirs, settings.path, settings.x):
+            print(f"left out {line}")
+    else:
+        plot_runs(settings.log_dirs, settings.path, settings.x)
     print(f"wrote {settings.path}")
 
 

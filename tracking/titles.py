@@ -8,14 +8,31 @@ NOT_COMPARED |= {"keep_last", "on_checkpoint_error", "checkpoint_interval", "ass
 
 
 def figure_title(runs):
-    """Return the title of the figure: a single run's settings, or what several runs differ in."""
+    """Return the title of the figure: what the runs are, and a warning if their losses do not compare."""
+    return describe_runs(runs) + tokenizer_warning(runs)
+
+
+def describe_runs(runs):
+    """Return a single run's settings, or what several runs differ in, as text for the title."""
     if len(runs) == 1:
         return runs[0].name + describe_run(runs[0].record)
-    title = f"{len(runs)} runs" + describe_differences([run.record.get("config", {}) for run in runs])
+    return f"{len(runs)} runs" + describe_differences([run.record.get("config", {}) for run in runs])
+
+
+def tokenizer_warning(runs):
+    """Return a line for the title if runs have different tokenizers, or ""."""
     tokenizers = sorted({run.record.get("data", {}).get("tokenizer") or "unknown" for run in runs})
-    if len(tokenizers) > 1:
-        title += f"\nwarning: tokenizers {', '.join(tokenizers)}: losses per token of different tokens do not compare"
-    return title
+    if len(tokenizers) == 1:
+        return ""
+    return f"\nwarning: tokenizers {', '.join(tokenizers)}: losses per token of different tokens do not compare"
+
+
+def source_warning(runs):
+    """Return a line for the title if runs have different data, or ""."""
+    sources = sorted({run.record.get("data", {}).get("source") or "unknown" for run in runs})
+    if len(sources) == 1:
+        return ""
+    return f"\nwarning: data from {', '.join(sources[:MOST])}: losses on different texts do not compare"
 
 
 def describe_run(record):
