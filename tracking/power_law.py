@@ -78,4 +78,8 @@ def offset_error(z, losses, b, scale, squares):
     power = np.exp(-b * z)
     jacobian = np.stack([np.ones(len(z)), power, -scale * z * power], 1) / losses[:, None]  # (n, 3): c, scale, b
     variance = max(squares / max(len(z) - 3, 1), LOG_ERROR**2)
-    return math.sqrt(variance * np.linalg.pinv(jacobian.T @ jacobian)[0, 0])
+    try:
+        inverse = np.linalg.inv(np.linalg.qr(jacobian).R)  # (3, 3)
+    except np.linalg.LinAlgError:
+        return math.inf
+    return math.sqrt(variance * (inverse[0] ** 2).sum())

@@ -72,7 +72,10 @@ def read_points(log_dirs, axis):
 
 
 def final_results(log_dir, record):
-    """Return {stream: value} at the last step of a run. Raises `UserError` if it is unfinished or has no loss there."""
+    """Return {stream: value} after the last step of a run, of positive values.
+
+    Raises `UserError` if the run is unfinished or has no loss there.
+    """
     max_steps = record.get("config", {}).get("max_steps")
     if max_steps is None:
         raise UserError("no config.json with the settings of the run")
@@ -84,10 +87,10 @@ def final_results(log_dir, record):
     last = log["val"].steps[-1]
     if last != max_steps:
         raise UserError(f"unfinished: its last validation loss is that of step {last:,}, max_steps is {max_steps:,}")
-    results = {name: stream.values[-1] for name, stream in log.items() if stream.steps[-1] == max_steps}
-    if not 0 < results["val"] < LARGEST:
-        raise UserError(f"its final validation loss is {results['val']}")
-    return results
+    final = {name: stream.values[-1] for name, stream in log.items() if stream.steps[-1] == max_steps}
+    if not 0 < final["val"] < LARGEST:
+        raise UserError(f"its final validation loss is {final['val']}")
+    return {name: value for name, value in final.items() if 0 < value < LARGEST}
 
 
 def position(record, axis):
@@ -96,7 +99,7 @@ def position(record, axis):
         x = axis.value(record["config"], record["model"])
     except KeyError as missing:
         name = missing.args[0]
-        raise UserError(f"config.json has no {name}; the run's command with --resume records it") from None
+        raise UserError(f"config.json has no {name}: an earlier version wrote it") from None
     if not 0 < x < LARGEST:
         raise UserError(f"config.json has an impossible number of {axis.unit}")
     return float(x)

@@ -77,7 +77,7 @@ def test_runs_that_are_not_fitted_are_hollow(tmp_path):
 
 
 def test_runs_without_what_is_needed_are_named(tmp_path):
-    write_run(tmp_path / "whole")
+    write_run(tmp_path / "whole", hella=np.nan)
     write_run(tmp_path / "stopped", steps=50)
     write_run(tmp_path / "nan", val=np.nan)
     write_run(tmp_path / "old", model={})
@@ -93,7 +93,7 @@ def test_runs_without_what_is_needed_are_named(tmp_path):
     assert left_out == [
         "stopped: unfinished: its last validation loss is that of step 50, max_steps is 100",
         "nan: its final validation loss is nan",
-        "old: config.json has no non_embedding_parameters; the run's command with --resume records it",
+        "old: config.json has no non_embedding_parameters: an earlier version wrote it",
         "zero: config.json has an impossible number of parameters",
         "huge: config.json has an impossible number of parameters",
         "foreign: no config.json with the settings of the run",
