@@ -1,5 +1,6 @@
 """plot.py writes the PNG without importing torch, and reports mistakes in one line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,19 @@ def test_command_writes_a_png_without_importing_torch(log_dir):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == f"wrote {log_dir}/plot.png\nFalse\n", done.stderr
     assert (log_dir / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_draws_runs_over_their_size_and_names_those_left_out(log_dir, tmp_path, capsys):
+    run = tmp_path / "b"
+    run.mkdir()
+    (run / "log.txt").write_text("0 val 5.5\n10 val 2.0\n")
+    record = {"config": {"max_steps": 10}, "model": {"non_embedding_parameters": 1000}}
+    (run / "config.json").write_text(json.dumps(record))
+    plot.main([str(run), str(log_dir), "--x=params"])
+    reason = "left out a: no config.json with the settings of the run"
+    assert capsys.readouterr().out == f"{reason}\nwrote {run}/scaling.png\n"
+    assert (run / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert not (run / "plot.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +101,7 @@ def test_command_reports_mistakes_in_one_line(log_dir, tmp_path, capsys):
         (): "no LOG_DIR given",
         (tmp_path / "absent",): "holds no log.txt",
         (log_dir, "--x=tokens"): "no config.json",
+        (log_dir, "--x=flops"): "no run can be drawn with --x flops: a: no config.json",
         (log_dir, log_dir): "given twice",
         (log_dir, f"--out={log_dir}/log.txt/x.png"): "Not a directory",
         (log_dir, f"--out={tmp_path}"): "expected the path of a file",
