@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 FEWEST = 3  # points of a fit
-CERTAIN = 5  # c is fitted if it is at least this many of its standard errors
+F_95 = {1: 161.4, 2: 18.5, 3: 10.1, 4: 7.7}  # 95% points of the F distribution of (1, key) degrees of freedom
+F_95_MORE = 6.6  # for more degrees of freedom, the point of 5
 LOG_ERROR = 1e-6  # relative error of a loss in a log, which has six decimals
 EXPONENTS = (0.01, 5.0)  # between which b is searched if c is fitted too
 
@@ -38,17 +39,27 @@ class PowerLaw:
 def fit_power_law(x, losses):
     """Return the `PowerLaw` with the least squares of log L through (x, losses), each (n,), or None for n < 3.
 
-    c is 0 unless there are at least four points, and they determine it.
+    c is 0 unless there are at least four points, and with c the sum of squares is smaller by an F-test at 95%.
     """
     if len(x) < FEWEST:
         return None
     slope, log_a = np.polyfit(np.log(x), np.log(losses), 1)
+    plain = PowerLaw(log_a, -slope)
     law = fit_with_offset(x, losses) if len(x) > FEWEST else None
-    return law or PowerLaw(log_a, -slope)
+    if law is None:
+        return plain
+    free = len(x) - 3
+    variance = max(sum_of_squares(law, x, losses) / free, LOG_ERROR**2)
+    gain = sum_of_squares(plain, x, losses) - sum_of_squares(law, x, losses)
+    return law if gain > F_95.get(free, F_95_MORE) * variance else plain
+
+
+def sum_of_squares(law, x, losses):
+    return (np.log(losses / law(x)) ** 2).sum()
 
 
 def fit_with_offset(x, losses):
-    """Return the `PowerLaw` with c > 0 that fits best, or None if c is below `CERTAIN` of its standard errors.
+    """Return the `PowerLaw` with c > 0 that fits best, or None if there is none with b in `EXPONENTS`.
 
     The squares of the relative errors are minimised: for a given b, c and a solve a linear problem, and b is searched.
     """
@@ -66,20 +77,8 @@ def fit_with_offset(x, losses):
         k = int(np.argmin([solve(b)[1] for b in exponents]))
         low, high = exponents[max(k - 1, 0)], exponents[min(k + 1, 40)]
     b = exponents[k]
-    (c, scale), squares = solve(b)
+    c, scale = solve(b)[0]
     inside = EXPONENTS[0] * 1.01 < b < EXPONENTS[1] / 1.01
-    if not inside or scale <= 0 or c < CERTAIN * offset_error(z, losses, b, scale, squares):
+    if not inside or scale <= 0 or c <= 0:
         return None
     return PowerLaw(math.log(scale) + b * middle, b, c)
-
-
-def offset_error(z, losses, b, scale, squares):
-    """Return the standard error of c in L = c + scale·exp(-b·z), from the sum of its squared relative errors."""
-    power = np.exp(-b * z)
-    jacobian = np.stack([np.ones(len(z)), power, -scale * z * power], 1) / losses[:, None]  # (n, 3): c, scale, b
-    variance = max(squares / max(len(z) - 3, 1), LOG_ERROR**2)
-    try:
-        inverse = np.linalg.inv(np.linalg.qr(jacobian).R)  # (3, 3)
-    except np.linalg.LinAlgError:
-        return math.inf
-    return math.sqrt(variance * (inverse[0] ** 2).sum())

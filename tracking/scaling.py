@@ -159,7 +159,7 @@ def draw_fit(panel, points, stream, symbol):
     law = fit_power_law(x[lowest], losses[lowest])
     if law is None:
         return
-    label = f"{law.describe(symbol)}, within {np.abs(losses / law(x) - 1)[lowest].max():.1%}"
+    label = f"{law.describe(symbol)}, within {np.abs(losses / law(x) - 1)[lowest].max():.2%}"
     if not lowest.all():
         label += f"\nthrough the {lowest.sum()} filled points: no run of the same {symbol} or less has a lower loss"
     for i in np.flatnonzero(~lowest):

@@ -58,7 +58,7 @@ def test_points_are_the_final_losses_over_size_and_compute(tmp_path):
             [line.get_ydata()[0] for line in points], [8 * n**-0.2 for n in (1e4, 1e5, 1e6)], rtol=1e-5
         )
         assert [line.get_ydata()[0] for line in scores.lines[:3]] == [0.251, 0.26, 0.35]
-        assert "^-0.200, within 0.0%" in legend(losses)
+        assert "^-0.200, within 0.00%" in legend(losses)
         assert "run100000 0.8000" in [text.get_text() for text in losses.texts]
     assert legend(draw(folders[:2]).axes[0]) == ""
     assert len(draw(folders[:1]).axes) == 2
