@@ -32,6 +32,7 @@ def test_fit_has_no_irreducible_loss_that_the_points_do_not_determine():
     assert fit_power_law(x, (1.0 + 5 * x**-0.1) * noise).c == 0
     assert fit_power_law(x[:3], 1.69 + 400 * x[:3] ** -0.34).c == 0, "three points"
     assert fit_power_law(x, 5 - x**0.1).c == 0, "falls ever faster"
+    assert fit_power_law(x, 8 * x**-0.2 - 0.05).c == 0, "a negative one"
     assert fit_power_law(x[:2], x[:2]) is None
 
 
