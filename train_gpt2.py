@@ -15,6 +15,7 @@ from system import runtime
 from system.errors import command
 from system.signals import StopRequest
 from training.config import TrainConfig, recorded_settings
+from training.diagnosis import diagnose
 from training.dry_run import print_plan
 from training.evaluation import evaluate, validate
 from training.failures import explain_failures
@@ -84,6 +85,9 @@ def train(run):
         # Apply the update if loss and gradient are finite and no outliers.
         if run.update_filter.accepts(state.step, loss, norm):
             run.optimizers.step(run.scaler)
+        else:
+            diagnose(run, loss, norm)
+            run.update_filter.check_bad_steps(state.step)
         run.scaler.update()
         run.optimizers.zero_grad()
 

@@ -116,8 +116,13 @@ class TrainLoader:
 
     def next_step(self):
         """This rank's micro-batches of the next step: a generator of `grad_accum_steps` pairs of int64 (B, T)."""
-        starts = self.order(self.position, self.windows_per_step).reshape(-1, self.world_size, self.B)
+        batches = self.step_at(self.position)
         self.position += self.windows_per_step
+        return batches
+
+    def step_at(self, position):
+        """This rank's micro-batches of the step that begins at window `position`, without taking them."""
+        starts = self.order(position, self.windows_per_step).reshape(-1, self.world_size, self.B)
         return (self.windows.read(mine) for mine in starts[:, self.rank])
 
     def order(self, position, count):

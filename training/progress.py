@@ -1,5 +1,6 @@
 """The line that each step prints, and its values in the log: loss, speed, time left."""
 
+import contextlib
 import datetime
 import math
 import sys
@@ -35,6 +36,15 @@ class Progress:
         now = time.perf_counter()
         self.pauses_s += now - self.clock
         self.clock = now
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Exclude the time of the block from that of the current step."""
+        start = time.perf_counter()
+        yield
+        pause = time.perf_counter() - start
+        self.clock += pause
+        self.pauses_s += pause
 
     def report(self, step, loss, lr, norm):
         """Print the step's line and log its values, every `log_interval` steps, on the master."""

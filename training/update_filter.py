@@ -11,25 +11,22 @@ class UpdateFilter:
 
     def __init__(self, cfg, rt, scaler, state, log):
         self.cfg, self.rt, self.scaler, self.state, self.log = cfg, rt, scaler, state, log
+        self.rejected = 0  # updates in a row, without those by which float16's scale is searched
 
     def accepts(self, step, loss, norm):
-        """Whether to apply the update of this loss and gradient norm.
-
-        Raises `UserError` after `max_bad_steps` consecutive steps whose loss or gradient is not finite.
-        """
+        """Whether to apply the update of this loss and gradient norm."""
         outlier = self.is_outlier(loss, norm)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite and not outlier:
-            self.state.bad_steps = 0
+            self.state.bad_steps = self.rejected = 0
             return True
         self.state.skipped += 1
-        if not finite and not self.scale_is_being_searched(loss):
-            self.state.bad_steps += 1
+        if finite or not self.scale_is_being_searched(loss):
+            self.rejected += 1
+            self.state.bad_steps += not finite
         self.rt.print(f"step {step}: loss {loss:.4f}, gradient norm {norm:.2f}: update skipped")
         if self.log is not None:
             self.log.write(step, skipped=self.state.skipped)
-        if self.state.bad_steps >= self.cfg.max_bad_steps:
-            self.give_up(step)
         return False
 
     def is_outlier(self, loss, norm):
@@ -48,7 +45,10 @@ class UpdateFilter:
         """Whether float16's gradient scaler is still lowering its scale, which it does after each overflow."""
         return self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1
 
-    def give_up(self, step):
+    def check_bad_steps(self, step):
+        """Raise `UserError` after `max_bad_steps` consecutive steps whose loss or gradient is not finite."""
+        if self.state.bad_steps < self.cfg.max_bad_steps:
+            return
         found = checkpoint.list_checkpoints(self.cfg.log_dir)
         last = f"the last checkpoint is {found[max(found)]}" if found else "no checkpoint was written yet"
         raise UserError(
