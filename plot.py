@@ -3,6 +3,7 @@
 python plot.py LOG_DIR ... [--out plot.png] [--x steps|tokens|hours|params|flops]
 
 With --x params or flops, a run is one point: its final loss and HellaSwag score, over its size or its compute.
+Of a single run that was trained with --watch, a second PNG shows gradients and updates by layer.
 """
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
@@ -17,7 +18,8 @@ from configurator import configure
 from system.errors import UserError, command
 from system.files import require_writable_file
 from tracking.curves import plot_runs
-from tracking.runlog import path_of, plot_path
+from tracking.heat_map import plot_watch
+from tracking.runlog import path_of, plot_path, watch_path
 from tracking.scaling import AXES, plot_scaling
 
 
@@ -28,7 +30,8 @@ class Settings:
     log_dirs: tyro.conf.Positional[tuple[str, ...]] = ()
     """folders of runs (each holds a log.txt)"""
     out: str | None = None
-    """PNG to write; by default plot.png in the (first) folder, with --x params or flops scaling.png"""
+    """PNG to write; by default plot.png in the (first) folder, and for a run with --watch also watch.png;
+    with --x params or flops scaling.png"""
     x: Literal["steps", "tokens", "hours", *AXES] = "steps"
     """what the horizontal axis counts; hours are those of training steps only
     params and flops: one point per finished run, by its size without embeddings or its compute, and a power law"""
@@ -49,6 +52,11 @@ class Settings:
         path = plot_path(self.log_dirs[0])
         return path.with_name("scaling.png") if self.x in AXES else path
 
+    @property
+    def heat_map_path(self):
+        """Where the heat maps of a run with `--watch` go."""
+        return watch_path(self.log_dirs[0]) if self.out is None else Path(self.out).with_suffix(".watch.png")
+
 
 @command
 def main(argv=None):
@@ -57,9 +65,12 @@ def main(argv=None):
     if settings.x in AXES:
         for line in plot_scaling(settings.log_dirs, settings.path, settings.x):
             print(f"left out {line}")
-    else:
-        plot_runs(settings.log_dirs, settings.path, settings.x)
+        print(f"wrote {settings.path}")
+        return
+    plot_runs(settings.log_dirs, settings.path, settings.x)
     print(f"wrote {settings.path}")
+    if len(settings.log_dirs) == 1 and plot_watch(settings.log_dirs[0], settings.heat_map_path):
+        print(f"wrote {settings.heat_map_path}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def train(run):
 
         # Apply the update if loss and gradient are finite and no outliers.
         if run.update_filter.accepts(state.step, loss, norm):
-            run.optimizers.step(run.scaler)
+            with run.watch.update(state.step, norm):
+                run.optimizers.step(run.scaler)
         else:
             diagnose(run, loss, norm)
             run.update_filter.check_bad_steps(state.step)

@@ -14,7 +14,7 @@ import numpy as np
 
 from system.errors import UserError
 from system.files import AtomicFile
-from tracking import published
+from tracking import heat_map, published
 from tracking.labels import Label, end_label, place_labels
 from tracking.runlog import path_of, read_config, read_log
 from tracking.titles import figure_title
@@ -102,7 +102,8 @@ def evaluation_panels(streams):
     """Return the panels of the evaluations among the streams of the logs; an unknown stream is drawn as scores."""
     known = [panel for panel in EVALUATIONS if panel.stream in streams]
     named = {panel.stream for panel in (LOSS, *EVALUATIONS, *DIAGNOSTICS)} | WITHOUT_PANEL
-    return known + [Panel(stream, stream, draw_scores, "{:.4f}") for stream in sorted(streams - named)]
+    unknown = sorted(stream for stream in streams - named if not stream.startswith(heat_map.PREFIXES))
+    return known + [Panel(stream, stream, draw_scores, "{:.4f}") for stream in unknown]
 
 
 def open_run(log_dir, name, number, x):

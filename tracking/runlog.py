@@ -16,7 +16,7 @@ from system.files import AtomicFile
 
 MOST_STEPS = 10**9  # of a run
 DEFAULT_FORMAT = ".6f"  # of losses and the gradient norm
-FORMATS = {
+FORMATS = {  # by stream, or by the first word of a stream with a slash
     "skipped": ".0f",
     "lr": ".6e",
     "dt_ms": ".2f",
@@ -24,6 +24,8 @@ FORMATS = {
     "hella": ".4f",
     "mfu": ".4f",
     "mem_gb": ".3f",
+    "grad": ".4e",
+    "update": ".4e",
 }
 
 
@@ -68,7 +70,7 @@ class RunLog:
 
     def write(self, step, **values):
         """Append one line per value: `log.write(250, val=3.2924)`. Nothing that goes wrong here ends the run."""
-        lines = [f"{step} {name} {value:{FORMATS.get(name, DEFAULT_FORMAT)}}\n" for name, value in values.items()]
+        lines = [f"{step} {name} {value:{format_of(name)}}\n" for name, value in values.items()]
         try:
             for line in lines:
                 self.file.write(line)
@@ -97,6 +99,11 @@ class RunLog:
         self.file.close()
 
 
+def format_of(name):
+    """Return the format of a stream's values."""
+    return FORMATS.get(name.partition("/")[0], DEFAULT_FORMAT)
+
+
 def path_of(log_dir):
     """Return the path of a run's log."""
     return Path(log_dir) / "log.txt"
@@ -105,6 +112,11 @@ def path_of(log_dir):
 def plot_path(log_dir):
     """Return the path of a run's plot."""
     return Path(log_dir) / "plot.png"
+
+
+def watch_path(log_dir):
+    """Return the path of the heat maps of a run with `--watch`."""
+    return Path(log_dir) / "watch.png"
 
 
 def config_path(log_dir):

@@ -3,7 +3,7 @@
 MOST = 4  # settings, and values of each, that a title lists
 
 # Settings that do not change what a run computes.
-NOT_COMPARED = {"log_dir", "resume", "overwrite", "dry_run", "profile", "tensorboard", "wandb", "log_interval"}
+NOT_COMPARED = {"log_dir", "resume", "overwrite", "dry_run", "profile", "tensorboard", "wandb", "log_interval", "watch"}
 NOT_COMPARED |= {"keep_last", "on_checkpoint_error", "checkpoint_interval", "assumed_mfu", "price_per_hour"}
 
 

@@ -117,6 +117,8 @@ class CoreSettings:
     """what the ranks divide among themselves: nothing, the optimizer's state, or also weights and gradients"""
     profile: bool = False
     """profile the sixth step: print its parts and top operators, write log_dir/trace_*.json.gz (that step is slower)"""
+    watch: bool = False
+    """log each layer's gradient norm and relative update, every log_interval steps, and draw them in watch.png"""
     nvtx: bool = False
     """CUDA: mark the sixth step for nsys profile --capture-range=cudaProfilerApi, with NVTX ranges"""
     dry_run: bool = False

@@ -10,7 +10,8 @@ from typing import ClassVar, Protocol
 from system.errors import UserError, first_line
 from system.runtime import is_lost_rank
 from tracking.curves import plot_runs
-from tracking.runlog import plot_path
+from tracking.heat_map import plot_watch
+from tracking.runlog import plot_path, watch_path
 from training.eval_hellaswag import HellaSwag
 from training.eval_loss import ValidationLoss
 from training.eval_samples import Samples
@@ -103,6 +104,9 @@ def draw_plot(run):
     with harmless(run, str(path)):
         plot_runs([run.cfg.log_dir], path)
         run.unwritten.discard(path)
+    if run.cfg.watch:
+        with harmless(run, "the heat map of --watch"):
+            plot_watch(run.cfg.log_dir, watch_path(run.cfg.log_dir))
 
 
 @contextlib.contextmanager

@@ -91,6 +91,11 @@ def gather(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_part(tensor):
+    """This rank's part of a DTensor; any other tensor unchanged."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gather_tree(tree, keep):
     """Gather the DTensors of a state dict: CPU copies if `keep`, else empty tensors. Every rank must call it."""
     seen = {}  # {address of the local part: gathered tensor}, so that tied tensors stay tied

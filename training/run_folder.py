@@ -89,6 +89,7 @@ def delete_replaced(log_dir):
 
 
 def run_files(log_dir):
-    """The files that make a run: its checkpoints, log, record and plot."""
-    others = (runlog.path_of(log_dir), runlog.config_path(log_dir), runlog.plot_path(log_dir))
+    """The files that make a run: its checkpoints, log, record and plots."""
+    paths = (runlog.path_of, runlog.config_path, runlog.plot_path, runlog.watch_path)
+    others = [path_of(log_dir) for path_of in paths]
     return [*checkpoint.list_checkpoints(log_dir).values(), *(path for path in others if path.exists())]

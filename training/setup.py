@@ -37,6 +37,7 @@ from training.saving import check_content, load_content
 from training.schedule import RATE_SETTINGS, SCHEDULES, WSD, at_end, learning_rate, most_different_step
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
+from training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def assemble(cfg, rt, model, loader, log, start_step=0):
         progress=Progress(cfg, rt, model.config, log),
         update_filter=UpdateFilter(cfg, rt, scaler, state, log),
         profiler=StepProfiler(cfg, rt, start_step, model),
+        watch=Watch(cfg, rt, model, log),
         start_step=start_step,
     )
 

@@ -60,6 +60,7 @@ class Run:
     progress: object
     update_filter: object
     profiler: object
+    watch: object
     start_step: int = 0  # the first step of this process: 0, or the resumed checkpoint's
     data_digest: str | None = None  # checksum of the data, see `RunData.digest`
     good_steps: set = field(default_factory=set)  # of the checkpoints that were written or verified since then
