@@ -140,12 +140,13 @@ def measure(tensor):
 
 def explain_weights(run, broken):
     name, count = next(iter(broken.items()))
-    others = f", and {format_count(len(broken) - 1, 'other tensor')} too" if len(broken) > 1 else ""
+    total = run.model.get_parameter(name).numel()
+    others = f", and {format_count(len(broken) - 1, 'other tensor')}" if len(broken) > 1 else ""
     if run.state.step == run.start_step:
         reason = "they were loaded so: use an earlier checkpoint, or another --init_from"
     else:
         reason = "an earlier update made them so: " + EARLIER.format(run.cfg.max_lr)
-    return [f"{name} already holds {format_count(count, 'value')} that are not finite{others}", reason]
+    return [f"{name} already holds values that are not finite ({count:,} of {total:,}){others}", reason]
 
 
 def explain_forward(run, again):

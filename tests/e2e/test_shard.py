@@ -8,6 +8,7 @@ from helpers import TINY, as_flags, run_script, torchrun, write_corpus, write_he
 from formats import checkpoint
 from model import GPT, GPTConfig
 from system.errors import UserError
+from tracking import heat_map
 from tracking.runlog import read_log
 from training.config import TrainConfig
 
@@ -25,6 +26,7 @@ SETTINGS = TINY | {
     "sample_interval": 2,
     "num_samples": 1,
     "sample_tokens": 6,
+    "watch": True,
 }
 MODES = ("none", "optimizer", "full")
 
@@ -77,6 +79,10 @@ def test_shard_gives_the_losses_norms_scores_and_samples_of_one_device(runs, mod
     for stream in ("train", "norm", "val", "lr"):
         np.testing.assert_array_equal(logs[0][stream].steps, logs[1][stream].steps)
         np.testing.assert_allclose(logs[0][stream].values, logs[1][stream].values, atol=2e-5, err_msg=stream)
+    watched = [stream for stream in logs[1] if stream.startswith(heat_map.PREFIXES)]
+    assert len(watched) == 2 * (3 + 2 * 3)
+    for stream in watched:
+        np.testing.assert_allclose(logs[0][stream].values, logs[1][stream].values, rtol=1e-2, err_msg=stream)
     assert logs[0]["norm"].values.max() > SETTINGS["grad_clip"], "the run must clip at least once"
     assert logs[0]["hella"].values.tolist() == logs[1]["hella"].values.tolist()
     assert outputs[mode].count("step    3 |") == 1, "only the master prints"
