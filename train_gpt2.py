@@ -84,7 +84,7 @@ def train(run):
 
         # Apply the update if loss and gradient are finite and no outliers.
         if run.update_filter.accepts(state.step, loss, norm):
-            with run.watch.update(state.step, norm):
+            with run.watch.update(state.step, norm):  # measures it, with --watch
                 run.optimizers.step(run.scaler)
         else:
             diagnose(run, loss, norm)

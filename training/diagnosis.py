@@ -71,8 +71,8 @@ def explain(run, outlier):
         return explain_backward(again)
     if not outlier:
         return explain_finite(run, again)
-    before = replay(run, model, start - run.loader.windows_per_step) if start > 0 else None
-    return explain_outlier(run, again, before)
+    start -= run.loader.windows_per_step
+    return explain_outlier(run, again, replay(run, model, start) if start >= 0 else None)
 
 
 def replay(run, model, position):
@@ -114,9 +114,10 @@ def record_activations(model):
 
     def hook(name):
         def record(module, args, output):
-            if args[0].is_floating_point() and not list(module.children()):
+            if not list(module.children()) and has_values(args[0]):
                 measured[f"the input of {name}"] = measure(args[0])
-            measured[f"the output of {name}"] = measure(output)
+            if has_values(output):
+                measured[f"the output of {name}"] = measure(output)
 
         return record
 
@@ -128,6 +129,11 @@ def record_activations(model):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def has_values(value):
+    """Whether `value` is a tensor of numbers that may overflow: not of ids, and no tuple as some modules return."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def measure(tensor):
@@ -159,7 +165,11 @@ def explain_forward(run, again):
         lines.append("before it, " + largest_of({name: again.forward[name] for name in names[:first]}))
     if run.rt.dtype == torch.float16:
         return [*lines, "float16 ends at 65504: use --dtype bfloat16 or float32, or a lower max_lr"]
-    return [*lines, "the weights are finite, but too large: " + EARLIER.format(run.cfg.max_lr)]
+    return [
+        *lines,
+        "the weights are finite: that module computes something undefined, like 0/0, or they have grown too large: "
+        + EARLIER.format(run.cfg.max_lr),
+    ]
 
 
 def explain_backward(again):

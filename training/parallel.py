@@ -127,6 +127,7 @@ def whole_model(model, rt):
     with torch.device("meta"):
         copy = GPT(model.config)
     copy.load_state_dict(state, assign=True)
+    copy.activation_checkpointing, copy.head_loss = model.activation_checkpointing, model.head_loss
     return copy.to(rt.device)
 
 

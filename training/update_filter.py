@@ -21,9 +21,11 @@ class UpdateFilter:
             self.state.bad_steps = self.rejected = 0
             return True
         self.state.skipped += 1
-        if finite or not self.scale_is_being_searched(loss):
+        searching = not finite and self.scale_is_being_searched(loss)
+        if not searching:
             self.rejected += 1
-            self.state.bad_steps += not finite
+        if not finite and not searching:
+            self.state.bad_steps += 1
         self.rt.print(f"step {step}: loss {loss:.4f}, gradient norm {norm:.2f}: update skipped")
         if self.log is not None:
             self.log.write(step, skipped=self.state.skipped)

@@ -31,13 +31,13 @@ class Watch:
             yield
             return
         clipped = max(1.0, (norm + 1e-6) / self.cfg.grad_clip) if self.cfg.grad_clip else 1.0  # clipping divided by it
-        weights = [[local_part(p).clone() for p in params] for params in self.parts.values()]
+        weights = [[local_part(p.detach()).clone() for p in params] for params in self.parts.values()]
         gradients = [[local_part(p.grad) for p in params if p.grad is not None] for params in self.parts.values()]
         sizes = self.norms(gradients + weights)
         yield
         for copies, params in zip(weights, self.parts.values(), strict=True):
             for copy, p in zip(copies, params, strict=True):
-                copy.sub_(local_part(p))
+                copy.sub_(local_part(p.detach()))
         gradient, weight, change = torch.cat((sizes, self.norms(weights))).view(3, -1).double().cpu()
         if self.log is not None:
             self.write(step, GRADIENT, gradient * clipped)
