@@ -22,7 +22,7 @@ TITLES = {
     UPDATE: "update norm / weight norm (usual: about 1e-3)",
 }
 MOST_COLUMNS = 300  # steps beyond are averaged
-ROW_INCHES, FEWEST_INCHES, MOST_INCHES = 0.22, 3.0, 12.0  # of a heat map's height
+ROW_INCHES, FEWEST_INCHES, MOST_INCHES = 0.22, 3.0, 16.0  # of a heat map's height
 SMALLEST, LARGEST = 1e-30, 1e30  # values beyond have no colour
 MOST_LABELS = 60  # of rows
 SHADES = (0.5, 99.5)  # percentiles of the values at the ends of the colour scale
@@ -98,7 +98,7 @@ def draw_heat_map(axis, log, rows, prefix):
     colours = LogNorm(low, max(high, 1.01 * low))
     y = np.arange(len(rows) + 1) - 0.5
     image = axis.pcolormesh(edges, y, np.ma.masked_invalid(values), norm=colours, cmap="viridis", rasterized=True)
-    axis.figure.colorbar(image, ax=axis, extend="both", pad=0.02, aspect=40)
+    axis.figure.colorbar(image, ax=axis, extend="both", pad=0.02, aspect=7 * axis.figure.get_figheight())
 
 
 def drawable(log, name):
@@ -133,7 +133,7 @@ def label_rows(axis, other, rows):
     axis.set_yticklabels([row.group if row.layer is None else f"{row.group} {row.layer}" for _, row in labelled])
     axis.set_ylim(len(rows) - 0.5, -0.5)  # the first row at the top
     for each in (axis, other):
-        each.tick_params(axis="y", labelsize=8, length=0)
+        each.tick_params(axis="y", labelsize=7, length=0)
         for i in range(1, len(rows)):
             if rows[i].group != rows[i - 1].group:
                 each.axhline(i - 0.5, color="white", linewidth=1.5)

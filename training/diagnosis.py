@@ -200,21 +200,18 @@ def explain_finite(run, again):
 def explain_outlier(run, again, before):
     if before is None:
         return [f"computed again: {largest_of(again.gradients)}"]
-    growth = {
-        name: extent.norm / before.gradients[name].norm
-        for name, extent in again.gradients.items()
-        if before.gradients[name].norm > 0
-    }
+    growth = {name: extent.norm - before.gradients[name].norm for name, extent in again.gradients.items()}
     name = max(growth, key=growth.get)
-    if growth[name] >= GROWTH:
+    norms = again.gradients[name].norm, before.gradients[name].norm
+    if norms[0] >= GROWTH * norms[1]:
         advice = "the batches of this step are unusual: skipping them is enough, unless it happens often"
     else:
         advice = "other batches give the same: the weights have changed; " + EARLIER.format(run.cfg.max_lr)
     return [
         f"computed again, a micro-batch has a loss of up to {again.forward[LOSS].largest:.4f}, and of"
         f" {before.forward[LOSS].largest:.4f} with the batches of the step before",
-        f"the gradient of {name} differs most: its norm is {again.gradients[name].norm:.2g}, {growth[name]:.1f} times"
-        " the one with those batches",
+        f"the gradient that grew most is that of {name}: its norm is {norms[0]:.2g}, and {norms[1]:.2g} with those"
+        " batches",
         advice,
     ]
 
