@@ -4,6 +4,7 @@ import math
 
 from formats import checkpoint
 from system.errors import UserError
+from system.words import format_count
 
 
 class UpdateFilter:
@@ -54,8 +55,8 @@ class UpdateFilter:
         found = checkpoint.list_checkpoints(self.cfg.log_dir)
         last = f"the last checkpoint is {found[max(found)]}" if found else "no checkpoint was written yet"
         raise UserError(
-            f"stopped at step {step}: no finite loss and gradient for {self.state.bad_steps} steps; {last}; lower"
-            f" max_lr (now {self.cfg.max_lr}), or test the model with --overfit_batch"
+            f"stopped at step {step}: no finite loss and gradient for {format_count(self.state.bad_steps, 'step')};"
+            f" {last}; lower max_lr (now {self.cfg.max_lr}), or test the model with --overfit_batch"
         )
 
 
