@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from configurator import Range, configure
 from formats import checkpoint, hugging_face, llmc
-from formats.read import read
+from formats.read import BestFlag, read
 from inference import compare
 from inference.hellaswag import read_records
 from model import GPT
@@ -38,7 +38,7 @@ DTYPES = {"llmc": torch.float32, "llmc-bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BestFlag):
     """Write a model in another program's format, or compare it with another model."""
 
     source: tyro.conf.Positional[str] = ""
@@ -90,7 +90,7 @@ def run(settings):
     if settings.to == "llmc-hellaswag":
         export_hellaswag(settings)
         return 0
-    model_file = read(settings.source)
+    model_file = read(settings.source, settings.best)
     model = GPT.from_file(model_file)
     size = sum(tensor.numel() for tensor in model.to_tensors().values())
     print(f"{model_file.source}: {size:,} parameters, tokenizer {model_file.tokenizer or 'unknown'}")
@@ -191,7 +191,7 @@ def compare_with(model, other, tolerance):
     if Path(other).is_file() and llmc.is_debug_state(other):
         state = llmc.read_debug_state(other, model.config.shape)
         return compare.report_debug_state(model, state, tolerance)
-    is_run = bool(checkpoint.list_checkpoints(other))
+    is_run = checkpoint.newest(other) is not None
     in_transformers = other in hugging_face.PRETRAINED or (Path(other).is_dir() and not is_run)
     theirs = compare.load_in_transformers(other) if in_transformers else GPT.from_pretrained(other)
     idx = random_ids(model.config.vocab_size, 1, model.config.block_size)  # one row that uses every position

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from configurator import Range, configure
+from formats.read import BestFlag
 from inference.eval_model import load
 from inference.hellaswag import prepare
 from inference.multiple_choice import score
@@ -22,7 +23,7 @@ from tracking import published
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(BestFlag):
     """Score a model on HellaSwag. Also runs under torchrun."""
 
     model: str = "gpt2"
@@ -58,7 +59,7 @@ def main(argv=None):
 
 
 def run(settings, rt):
-    model = load(settings.model, rt)
+    model = load(settings.model, rt, settings.best)
     options = {"data": settings.data, "limit": settings.limit, "batch_tokens": settings.batch_tokens}
     task = prepare(rt, model.tokenizer, model.gpt.config.block_size, **options)
     rt.print(f"{model.source} on {rt.device} in {rt.precision}, {len(task.examples)} examples")

@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from configurator import Range, configure
+from formats.read import BestFlag
 from inference.eval_model import load, open_model
 from inference.perplexity import Totals, Windowing, ratio, score
 from system import runtime
@@ -34,7 +35,7 @@ from tokens.inspection import format_count
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BestFlag):
     """Measure the loss of models on text. Also runs under torchrun."""
 
     sources: Annotated[
@@ -101,7 +102,7 @@ def main(argv=None):
 def run(settings, rt):
     names = settings.model.split(",")
     for name in names:  # before the first is scored, which may take hours
-        settings.windowing(open_model(name).shape["block_size"])
+        settings.windowing(open_model(name, settings.best).shape["block_size"])
     read = functools.partial(read_documents, settings.sources, settings.split, settings.limit, settings.text_field)
     documents = rt.from_master(read)
     results = [score_model(name, documents, settings, rt) for name in names]
@@ -113,7 +114,7 @@ def run(settings, rt):
 
 def score_model(name, documents, settings, rt):
     """The `Result` of a model on the documents."""
-    model = load(name, rt)
+    model = load(name, rt, settings.best)
     windowing = settings.windowing(model.gpt.config.block_size)
     begin = "each after end-of-text" if windowing.begin_with_eot else "each without its first token"
     rt.print(

@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 import torch
 
 from configurator import Range, configure
-from formats.checkpoint import describe_age, newest_checkpoint
+from formats.checkpoint import best_of, describe_age, newest_checkpoint
+from formats.read import BestFlag
 from inference.chat import Conversation
 from inference.eval_model import for_inference, load
 from inference.generate import GenerationConfig, generate
@@ -30,7 +31,7 @@ from tokens.chat import clean
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(BestFlag):
     """Continue a prompt with a model."""
 
     model: str | None = None
@@ -92,7 +93,7 @@ def main(argv=None):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # see `check_utf8`
     prompt = read_prompt(settings)
     rt = runtime.start(settings.device, settings.dtype, settings.seed)
-    model = load(find_newest() if settings.model is None else settings.model, rt)
+    model = load(find_newest(settings.best) if settings.model is None else settings.model, rt, settings.best)
     tokenizer = model.tokenizer
     sampling = dataclasses.asdict(settings.sampling())
     print(f"{model.source} on {rt.device}, {settings.style}: {sampling}", file=sys.stderr, flush=True)
@@ -107,9 +108,11 @@ def main(argv=None):
             stream_samples(gpt, tokenizer, settings, DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt)
 
 
-def find_newest():
-    """The path of the newest checkpoint under log/; says which run that is and how old it is."""
+def find_newest(best):
+    """The path of the newest checkpoint under log/, or of its run's best; says which run that is and how old it is."""
     path = newest_checkpoint()
+    if best:
+        path = best_of(Path(path).parent)
     print(f"--model is not given: {describe_age(path)}", file=sys.stderr, flush=True)
     return path
 

@@ -29,6 +29,7 @@ from system.signals import StopRequest
 from tracking import runlog
 from tracking.curves import plot_runs, smooth
 from training.config import TrainConfig
+from training.saving import is_out_of_patience
 
 TRAIN = Path(__file__).with_name("train_gpt2.py")
 LONGEST_NAME = 255  # bytes in the name of a file, on every common file system
@@ -59,7 +60,12 @@ class Point:
 
     def is_done(self):
         """Whether the run's last checkpoint is there and undamaged."""
-        return checkpoint.is_good(checkpoint.path_of(self.log_dir, self.settings.max_steps))
+        if checkpoint.is_good(checkpoint.path_of(self.log_dir, self.settings.max_steps)):
+            return True
+        path = checkpoint.newest(self.log_dir)
+        if path is None or not checkpoint.is_good(path):
+            return False
+        return is_out_of_patience(checkpoint.load(path, mmap=True), self.settings.patience)
 
     def has_log(self):
         return runlog.path_of(self.log_dir).exists()

@@ -22,7 +22,7 @@ from training.failures import explain_failures
 from training.parallel import clip_gradients, synchronize_gradients
 from training.run_folder import own_folder
 from training.saving import finish, save
-from training.schedule import due, learning_rate
+from training.schedule import learning_rate
 from training.setup import set_up
 
 
@@ -39,7 +39,10 @@ def main(argv=None):
 
 
 def train(run):
-    """Train until `max_steps` or a stop request. At step s, the weights after s updates are evaluated and saved."""
+    """Train until `max_steps`, the end of patience or a stop request.
+
+    At step s, the weights after s updates are evaluated and saved.
+    """
     cfg, rt, state = run.cfg, run.rt, run.state
     stopping = False  # becomes true once all ranks have agreed to stop
     run.progress.start(state.step)
@@ -49,8 +52,8 @@ def train(run):
         # Between updates: this does not affect training and is not included in the step time.
         if not stopping:
             stopping = validate(run, last)  # a stop request interrupts a validation
-        if last or (state.step > run.start_step and (stopping or due(state.step, cfg.checkpoint_interval))):
-            save(run)
+        last = last or state.out_of_patience(cfg.patience)
+        save(run, last, stopping)  # the checkpoints that are due
         if not stopping:
             evaluate(run, last)
         if last or stopping:

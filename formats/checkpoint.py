@@ -3,6 +3,9 @@
 A checkpoint is a `torch.save` file of tensors and plain Python values, so `torch.load(path, weights_only=True)` reads
 all of it. The file is a zip archive, and its SHA-256 is stored as the archive's comment: `torch.load` does not notice a
 flipped byte, and a checksum in a second file could be lost or belong to another checkpoint.
+
+    model_00250.pt      after 250 updates; a run keeps its newest
+    model_best.pt       after the updates that gave the lowest validation loss; often a second name of the same file
 """
 
 import contextlib
@@ -24,6 +27,7 @@ from system.words import duration
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"model_(\d+)\.pt")
+BEST = "model_best.pt"
 DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
 END_START, END_BYTES = b"PK\5\6", 22  # the last record of a zip archive; its last two bytes are the comment's length
 
@@ -31,7 +35,7 @@ END_START, END_BYTES = b"PK\5\6", 22  # the last record of a zip archive; its la
 def matches(path, start):
     """Whether `path` is a folder with checkpoints, or a zip archive that ends with a checksum."""
     if os.path.isdir(path):
-        return bool(list_checkpoints(path))
+        return newest(path) is not None
     with open(path, "rb") as f:
         f.seek(max(0, os.path.getsize(path) - DIGEST_LENGTH - END_BYTES))
         end = f.read(END_BYTES)
@@ -43,9 +47,8 @@ def read(path):
 
     The checksum of the whole file is verified when the tensors are read; reading only the shape skips this.
     """
-    checkpoints = list_checkpoints(path)
-    if checkpoints:
-        path = str(checkpoints[max(checkpoints)])
+    if os.path.isdir(path):
+        path = str(newest(path))
     try:
         state = check_format(safe_load(path, mmap=True), path)
         require_fields(state, path, model=dict, model_config=dict, tokenizer=(str, type(None)), step=int)
@@ -136,8 +139,8 @@ def digest_without_comment(f, size):
     return digest.hexdigest() if length == struct.pack("<H", DIGEST_LENGTH) else "no checksum"
 
 
-def prune(log_dir, keep_last, best_step, good_steps):
-    """Delete all checkpoints but the newest `keep_last` and the best. With `keep_last` 0, delete none.
+def prune(log_dir, keep_last, good_steps):
+    """Delete all numbered checkpoints but the newest `keep_last`. With `keep_last` 0, delete none.
 
     `good_steps`, a set, holds the steps whose checkpoints the caller has written or verified; the newest of them was
     just written. Others are verified before they count. Later checkpoints than that one are left: a run only goes back
@@ -150,9 +153,8 @@ def prune(log_dir, keep_last, best_step, good_steps):
         if step > max(good_steps):
             continue
         if kept == keep_last:
-            if step != best_step:
-                with contextlib.suppress(OSError):  # what can't be deleted stays
-                    path.unlink()
+            with contextlib.suppress(OSError):  # what can't be deleted stays
+                path.unlink()
         elif step in good_steps or is_good(path):
             good_steps.add(step)
             kept += 1
@@ -170,11 +172,11 @@ def is_good(path):
 def newest_good(log_dir, warn):
     """The path of a run's newest undamaged checkpoint, or None if it has no checkpoints.
 
-    `warn` receives the reason for each damaged file. Raises `UserError` if all are damaged: whether to train from the
-    beginning is the user's decision.
+    The best one comes after all numbered ones. `warn` receives the reason for each damaged file. Raises `UserError` if
+    all are damaged: whether to train from the beginning is the user's decision.
     """
-    found = list_checkpoints(log_dir)
-    for path in reversed(found.values()):
+    found = [*reversed(list_checkpoints(log_dir).values()), *list_best(log_dir)]
+    for path in found:
         try:
             verify(path)
             return path
@@ -189,8 +191,42 @@ def path_of(log_dir, step):
     return Path(log_dir) / f"model_{step:05d}.pt"
 
 
+def best_path(log_dir):
+    return Path(log_dir) / BEST
+
+
+def list_best(log_dir):
+    """[the path of a run's best checkpoint], or [] if there is none."""
+    path = best_path(log_dir)
+    return [path] if path.is_file() else []
+
+
+def list_numbered(log_dir):
+    """The paths of a run's numbered checkpoints by increasing step, or of its best one where there are none."""
+    numbered = list_checkpoints(log_dir)
+    return list(numbered.values()) if numbered else list_best(log_dir)
+
+
+def newest(log_dir):
+    """The path of a run's newest numbered checkpoint, else of its best one; None if it has none. Verifies nothing."""
+    paths = list_numbered(log_dir)
+    return paths[-1] if paths else None
+
+
+def best_of(name):
+    """The path of the best checkpoint of the run in the folder `name`. Raises `UserError` if there is none."""
+    path = Path(name)
+    if path.name != BEST:
+        if not path.is_dir():
+            raise UserError(f"--best takes the best checkpoint of a run's folder, and {name} is no folder")
+        path = best_path(path)
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no {BEST}, which a run writes at its first validation after step 0")
+    return str(path)
+
+
 def list_checkpoints(log_dir):
-    """The checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder.
+    """The numbered checkpoints of a run, {step: path}, by increasing step. Empty if `log_dir` is not a folder.
 
     Only files count, or links to files: a folder or a pipe of such a name is no checkpoint.
     """
@@ -203,7 +239,7 @@ def list_checkpoints(log_dir):
 def newest_checkpoint(folder="log"):
     """The path of the checkpoint under `folder`, at any depth, that was written last. Raises `UserError` if none."""
     subfolders = [path for path, _, _ in os.walk(folder)]
-    paths = [path for subfolder in subfolders for path in list_checkpoints(subfolder).values()]
+    paths = [path for subfolder in subfolders for path in list_numbered(subfolder)]
     if not paths:
         raise UserError(
             f"no checkpoint under {folder}/: train a model (python train_gpt2.py config/quickstart.py), name a"

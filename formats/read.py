@@ -1,7 +1,7 @@
 """Read a model in any known format. The content of a file decides its format, not its name.
 
     gpt2 … gpt2-xl      OpenAI's weights from the Hugging Face hub, downloaded once
-    a folder            a run's (its newest checkpoint), or Hugging Face's format
+    a folder            a run's (its newest checkpoint, with `best` its best), or Hugging Face's format
     a torch.save file   a checkpoint of this repository, of nanoGPT or of build-nanogpt; no code in it is executed
     an llm.c model      see `llmc.py`
 
@@ -9,6 +9,7 @@ To add a format, write a module with `matches(path, start)` and `read(path)` and
 """
 
 import os
+from dataclasses import dataclass
 
 from formats import checkpoint, hugging_face, llmc, torch_file
 from system.boundary import foreign, require_regular_file
@@ -17,11 +18,14 @@ from system.errors import UserError
 FORMATS = (checkpoint, hugging_face, llmc, torch_file)  # the first that matches reads the file
 
 
-def read(name):
+def read(name, best=False):
     """The `ModelFile` of `name`: one of `hugging_face.PRETRAINED`, a file or a folder. Tensors are not read yet.
 
-    Raises `UserError` if there is no such model, or if it cannot be read or is not a GPT-2.
+    With `best`, `name` is the folder of a run, and the checkpoint with the lowest validation loss is read. Raises
+    `UserError` if there is no such model, or if it cannot be read or is not a GPT-2.
     """
+    if best:
+        name = checkpoint.best_of(name)
     with foreign(name, "a model"):
         if name in hugging_face.PRETRAINED:
             return hugging_face.read(name)  # a local folder of that name is ./gpt2
@@ -32,6 +36,14 @@ def read(name):
     raise UserError(
         f"{name} is not a model: expected a checkpoint, an llm.c model or a folder in Hugging Face's format"
     )
+
+
+@dataclass(frozen=True)
+class BestFlag:
+    """The setting that commands pass on as `best`."""
+
+    best: bool = False
+    """of a run's folder, take model_best.pt (the lowest validation loss) instead of the newest checkpoint"""
 
 
 def first_bytes(path, count=9):

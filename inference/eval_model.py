@@ -22,12 +22,12 @@ class LoadedModel:
     chat: bool  # whether it was fine-tuned on conversations
 
 
-def open_model(name):
+def open_model(name, best=False):
     """The `ModelFile` of `name`, see `formats.read`; its tensors are not read yet.
 
     Raises `UserError` if there is no such model, or if its tokenizer is unknown.
     """
-    model_file = read(name)
+    model_file = read(name, best)
     if model_file.tokenizer is None:
         raise UserError(
             f"{model_file.source}: its tokenizer is unknown, so it cannot read or write text; expected a model with the"
@@ -36,9 +36,9 @@ def open_model(name):
     return model_file
 
 
-def load(name, rt):
+def load(name, rt, best=False):
     """The model of `name` on the device of `rt`, with its tokenizer. Raises `UserError` as `open_model` does."""
-    model_file = open_model(name)
+    model_file = open_model(name, best)
     gpt, tokenizer = GPT.from_file(model_file).to(rt.device), get_tokenizer(model_file.tokenizer)
     return LoadedModel(gpt, tokenizer, model_file.source, model_file.chat)
 

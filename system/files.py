@@ -1,9 +1,10 @@
-"""Write files atomically."""
+"""Write files atomically, and give them a second name."""
 
 import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class AtomicFile:
 
     def __init__(self, path):
         self.path = Path(os.path.realpath(path))
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.tmp")
+        self.temporary = temporary_name(self.path)
 
     def __enter__(self):
         check_replaceable(self.path)
@@ -54,6 +55,36 @@ class AtomicFile:
             with contextlib.suppress(OSError):  # a full disk, already reported by `write` or `flush`
                 self.file.close()
             self.temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path):
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+def link_or_copy(source, path):
+    """Let `path` hold the content of the file `source`, atomically: as its second name, else as a copy.
+
+    A second name (a hard link) takes no space, and the content stays when the first is deleted or replaced. It needs
+    both on one file system that has hard links. Raises `OSError`; an earlier file at `path` is then unchanged.
+    """
+    try:
+        link(source, path)
+    except OSError:
+        with open(source, "rb") as original, AtomicFile(path) as f:
+            shutil.copyfileobj(original, f)
+
+
+def link(source, path):
+    path = Path(os.path.realpath(path))
+    check_replaceable(path)
+    delete_leftovers(path)
+    temporary = temporary_name(path)
+    try:
+        os.link(os.path.realpath(source), temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # `replace` leaves it where `path` was a name of `source` already
 
 
 def check_replaceable(path):

@@ -1,4 +1,7 @@
-"""Run by torchrun: in each shard mode train, then resume from the checkpoint in the middle, in one process group."""
+"""Run by torchrun: in each shard mode train, then resume from the checkpoint in the middle, in one process group.
+
+Then train until patience ends: at a learning rate of 0 no validation is better than the first.
+"""
 
 import shutil
 import sys
@@ -30,6 +33,9 @@ def main(folder):
                 rt.from_master(lambda log_dir=log_dir: start_from_the_middle(log_dir))
             cfg = configure(TrainConfig, as_flags(settings | {"log_dir": log_dir, "resume": True}))
             train(set_up(cfg, rt, StopRequest()))
+    log_dir = folder / "patience"
+    settings = SETTINGS | {"data_dir": folder / "data", "max_lr": 0.0, "min_lr": 0.0, "val_interval": 1, "patience": 2}
+    train(set_up(configure(TrainConfig, as_flags(settings | {"log_dir": log_dir})), rt, StopRequest()))
     rt.close()
 
 

@@ -131,9 +131,9 @@ class CoreSettings:
     log_interval: Annotated[int, Range(0)] = 1
     """steps between lines, on the screen and in the log"""
     checkpoint_interval: Annotated[int, Range(0)] = 5000
-    """steps between checkpoints; 0: only at the end"""
+    """steps between numbered checkpoints; 0: only at the end"""
     keep_last: Annotated[int, Range(0)] = 3
-    """newest checkpoints to keep, besides the best by validation loss; 0: all"""
+    """newest numbered checkpoints to keep, besides model_best.pt (the lowest validation loss); 0: all"""
     on_checkpoint_error: Literal["continue", "stop"] = "continue"
     """when a checkpoint can't be written (a full disk): continue without it, or stop"""
     tensorboard: bool = False
@@ -151,6 +151,7 @@ class CoreSettings:
         """Raise `UserError` for settings that contradict each other; each number's own range is in its field."""
         require(self.block_size >= self.T, "T", self.T, f"at most block_size = {self.block_size}")
         self.check_schedule()
+        require(self.patience == 0 or self.val_interval > 0, "val_interval", 0, "above 0, because patience counts them")
         require(not (self.resume and self.overwrite), "resume", True, "--resume or --overwrite, not both")
         if self.overwrite and self.would_delete(self.init_from):
             raise UserError(f"--overwrite would delete init_from = {self.init_from}: choose another --log_dir")

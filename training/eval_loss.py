@@ -19,6 +19,8 @@ class ValidationSettings:
     """steps between validations; 0: only at the start and at the end"""
     val_tokens: Annotated[int, Range(1)] = 10485760
     """tokens in a validation, at most the validation split's"""
+    patience: Annotated[int, Range(0)] = 0
+    """stop after this many validations in a row without a new lowest loss; 0: never"""
 
 
 class ValidationLoss:
@@ -58,6 +60,7 @@ class ValidationLoss:
         loss, count, stop_flag = rt.sum(totals).tolist()
         if stop_flag > 0:
             return None
-        run.state.val_loss, run.state.val_step = loss / count, run.state.step
-        rt.print(f"validation loss: {run.state.val_loss:.4f}")
-        return {"val": run.state.val_loss}
+        loss = loss / count
+        run.state.record_validation(loss)
+        rt.print(f"validation loss: {loss:.4f}")
+        return {"val": loss}

@@ -33,7 +33,8 @@ def check_room(cfg, config):
     needed = memory.parameters + memory.optimizer
     free = shutil.disk_usage(nearest_folder(cfg.log_dir)).free
     if cfg.overwrite:
-        free += sum(path.stat().st_size for path in checkpoint.list_checkpoints(cfg.log_dir).values())
+        found = [path.stat() for path in checkpoint_files(cfg.log_dir)]
+        free += sum({file.st_ino: file.st_size for file in found}.values())  # two names of a file take its space once
     if free < needed:
         raise UserError(
             f"{cfg.log_dir}: a checkpoint takes {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB of its disk are"
@@ -92,4 +93,8 @@ def run_files(log_dir):
     """The files that make a run: its checkpoints, log, record and plots."""
     paths = (runlog.path_of, runlog.config_path, runlog.plot_path, runlog.watch_path)
     others = [path_of(log_dir) for path_of in paths]
-    return [*checkpoint.list_checkpoints(log_dir).values(), *(path for path in others if path.exists())]
+    return [*checkpoint_files(log_dir), *(path for path in others if path.exists())]
+
+
+def checkpoint_files(log_dir):
+    return [*checkpoint.list_checkpoints(log_dir).values(), *checkpoint.list_best(log_dir)]

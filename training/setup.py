@@ -33,7 +33,7 @@ from training.optimizer import OPTIMIZERS, Optimizers
 from training.profiling import StepProfiler
 from training.progress import Progress
 from training.run_folder import check_room, finish_replacement, replaced_run
-from training.saving import check_content, load_content
+from training.saving import check_content, is_out_of_patience, load_content, take_over
 from training.schedule import RATE_SETTINGS, SCHEDULES, WSD, at_end, learning_rate, most_different_step
 from training.state import Run, TrainState
 from training.update_filter import UpdateFilter
@@ -61,17 +61,19 @@ def set_up(cfg, rt, stop_request):
     """
     cfg.check_batch(rt.world_size)
     rt.from_master(lambda: finish_replacement(cfg.log_dir))
-    saved = find_checkpoint(cfg, rt)
+    path, saved = find_checkpoint(cfg, rt)
     data = open_run_data(cfg, rt)
     if saved is not None:
-        check_resume(cfg, saved, data)
-        check_unfinished(cfg, saved)
-        warn_of_other_rates(cfg, saved, rt)
+        check_resume(cfg, path, saved, data)
+        check_unfinished(cfg, path, saved)
+        warn_of_other_rates(cfg, path, saved, rt)
     model = build_model(cfg, rt, data.tokens, saved)
     rt.from_master(lambda: check_room(cfg, model.config))
     cfg = resolve_micro_batch(cfg, rt, model, saved)
     with replaced_run(cfg.log_dir, rt) if saved is None else contextlib.nullcontext():
         run = make_run(cfg, rt, stop_request, data, model, saved)
+        if saved is not None:
+            rt.from_master(lambda: take_over(run, path))
         rt.from_master(lambda: write_record(run, data))
     print_banner(run, data)
     return run
@@ -87,7 +89,6 @@ def make_run(cfg, rt, stop_request, data, model, saved):
     run.tokenizer_name, run.data_digest = data.tokens.tokenizer, data.digest()
     if saved is not None:
         load_content(run, saved)
-        run.good_steps.add(start_step)
     return run
 
 
@@ -126,7 +127,7 @@ def open_log(cfg, rt, start_step):
 
 
 def find_checkpoint(cfg, rt):
-    """The content of the checkpoint to resume from, or None for a new run. Changes nothing on disk.
+    """(path, content) of the checkpoint to resume from, or (None, None) for a new run. Changes nothing on disk.
 
     Ranks restarted by torchrun always resume. Raises `UserError` if a new run would overwrite another one without
     `overwrite`.
@@ -136,16 +137,16 @@ def find_checkpoint(cfg, rt):
         path = rt.from_master(lambda: checkpoint.newest_good(cfg.log_dir, rt.print))
         if path is not None:
             rt.print(f"resuming from {path}; settings that are not given are those of its config.json")
-            return check_content(checkpoint.load(path), path)
+            return path, check_content(checkpoint.load(path), path)
         rt.print(f"nothing to resume in {cfg.log_dir}: starting a new run")
-    elif not cfg.overwrite and (checkpoint.list_checkpoints(cfg.log_dir) or path_of(cfg.log_dir).exists()):
+    elif not cfg.overwrite and (checkpoint.newest(cfg.log_dir) is not None or path_of(cfg.log_dir).exists()):
         raise UserError(f"{cfg.log_dir} already holds a run: add --resume, --overwrite, or another --log_dir")
-    return None
+    return None, None
 
 
-def check_resume(cfg, saved, data):
+def check_resume(cfg, path, saved, data):
     """Raise `UserError` if the checkpoint belongs to another run than the settings describe; the rest may change."""
-    path, was = checkpoint.path_of(cfg.log_dir, saved["step"]), saved["train_config"]
+    was = saved["train_config"]
     facts = {name: (was[name], getattr(cfg, name)) for name in ("T", "seed", "optimizer")}
     facts |= {"tokenizer": (saved["tokenizer"], data.tokens.tokenizer)}
     facts |= {"training windows": (saved["train_windows"], len(data.train))}
@@ -162,22 +163,29 @@ def check_resume(cfg, saved, data):
         )
 
 
-def check_unfinished(cfg, saved):
-    """Raise `NothingToDo` if the run has made all its updates and has been evaluated and plotted after the last one."""
-    step = saved["step"]
-    plot, last = plot_path(cfg.log_dir), checkpoint.path_of(cfg.log_dir, step)
-    plotted = plot.exists() and plot.stat().st_mtime >= last.stat().st_mtime  # what comes last in a run
-    if step >= cfg.max_steps and saved["val_step"] == step and plotted:
+def check_unfinished(cfg, path, saved):
+    """Raise `NothingToDo` if the run has reached its end and has been evaluated and plotted after the last update."""
+    step, plot = saved["step"], plot_path(cfg.log_dir)
+    plotted = plot.exists() and plot.stat().st_mtime >= path.stat().st_mtime  # what comes last in a run
+    if saved["val_step"] != step or not plotted:
+        return
+    if step >= cfg.max_steps:
         raise NothingToDo(
             f"finished: {cfg.log_dir} holds all {step:,} steps of the run; to train it further, add --max_steps"
             f" {2 * step}"
         )
+    if is_out_of_patience(saved, cfg.patience):
+        count = saved["validations_since_best"]
+        raise NothingToDo(
+            f"finished: {cfg.log_dir} stopped after step {step:,} and {count} validations without improvement; to"
+            f" train it further, add --patience {2 * count}, or 0 for no such limit"
+        )
 
 
-def warn_of_other_rates(cfg, saved, rt):
+def warn_of_other_rates(cfg, path, saved, rt):
     """Warn if the steps that a resumed run has made had other learning rates than `cfg` gives them."""
     made, record = saved["step"], saved["train_config"]
-    with foreign(checkpoint.path_of(cfg.log_dir, made), "the checkpoint of a run"):
+    with foreign(path, "the checkpoint of a run"):
         before = TrainConfig(**{name: record[name] for name in RATE_SETTINGS if name in record})
         if before.schedule not in SCHEDULES:  # a schedule of another version
             return

@@ -52,8 +52,8 @@ class UpdateFilter:
         """Raise `UserError` after `max_bad_steps` consecutive steps whose loss or gradient is not finite."""
         if self.state.bad_steps < self.cfg.max_bad_steps:
             return
-        found = checkpoint.list_checkpoints(self.cfg.log_dir)
-        last = f"the last checkpoint is {found[max(found)]}" if found else "no checkpoint was written yet"
+        path = checkpoint.newest(self.cfg.log_dir)
+        last = "no checkpoint was written yet" if path is None else f"the last checkpoint is {path}"
         raise UserError(
             f"stopped at step {step}: no finite loss and gradient for {format_count(self.state.bad_steps, 'step')};"
             f" {last}; lower max_lr (now {self.cfg.max_lr}), or test the model with --overfit_batch"

@@ -175,6 +175,8 @@ def test_resume_is_bit_identical_on_three_ranks_in_each_shard_mode(tmp_path):
         )
         for name, weight in whole["model"].items():
             assert torch.equal(resumed["model"][name], weight), (shard, name)
+    assert max(checkpoint.list_checkpoints(tmp_path / "patience")) == 3, "all ranks stop after steps 2 and 3"
+    assert "done, stopped after step 3 and 2 validations without improvement" in done.stdout
 
 
 def worker_pids(agent):

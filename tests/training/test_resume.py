@@ -10,11 +10,12 @@ from helpers import MEASURED, TEXT, TINY, as_flags, write_corpus
 import train_gpt2
 from configurator import configure
 from formats import checkpoint
+from formats.read import read
 from system.errors import NothingToDo, UserError
 from tracking import runlog
 from tracking.runlog import read_log
 from train_gpt2 import train
-from training import evaluation
+from training import evaluation, saving
 from training.config import TrainConfig, recorded_settings
 from training.saving import CONTENT
 from training.schedule import learning_rate
@@ -264,18 +265,129 @@ def test_resume_refuses_a_checkpoint_without_its_parts_under_a_valid_checksum(fi
     assert "model_00001.pt" in line
 
 
-def test_save_keeps_the_newest_and_the_best(make_run, tmp_path, monkeypatch):
-    losses = iter([9.0, 3.0, 5.0, 4.0, 6.0, 7.0])
-    run = make_run(max_steps=5, checkpoint_interval=1, keep_last=2, val_interval=1)
+def with_losses(run, losses):
+    """`run`, with these validation losses {step: loss} instead of measured ones; 0 at step 0."""
 
     def measure(run):
-        run.state.val_loss, run.state.val_step = next(losses), run.state.step
+        run.state.record_validation(losses.get(run.state.step, 0.0))
         return {}
 
     run.evaluations[0].measure = measure
+    return run
+
+
+LOSSES = {1: 6.0, 2: 3.0, 3: float("nan"), 4: 4.0, 5: 3.0, 6: 2.0, 7: 2.0, 8: 7.0}
+EACH_STEP = {"max_steps": 8, "val_interval": 1, "dropout": 0.1}
+
+
+@pytest.mark.parametrize("interval", [0, 1, 2])
+def test_best_is_written_at_each_improvement_and_only_then(make_run, tmp_path, monkeypatch, interval, capsys):
+    run = with_losses(make_run(**EACH_STEP, checkpoint_interval=interval, keep_last=2), LOSSES)
+    best, written = checkpoint.best_path(tmp_path / "log"), []
+    next_step = run.loader.next_step
+
+    def next_step_and_look():
+        if best.exists() and (not written or best.stat().st_ino != written[-1][1]):
+            written.append((checkpoint.load(best)["step"], best.stat().st_ino))
+        return next_step()
+
+    run.loader.next_step = next_step_and_look
     train(run)
-    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [1, 4, 5]
-    assert final_state(tmp_path / "log")["best"] == (3.0, 1)
+    assert [step for step, _ in written] == [1, 2, 6]
+    numbered = {0: [8], 1: [7, 8], 2: [6, 8]}[interval]
+    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == numbered
+    assert best.stat().st_nlink == (2 if interval == 2 else 1), "linked to a numbered one that was due, and is kept"
+    assert (
+        f"best validation loss: 2.0000 at step 6, 5.0000 below the last (7.0000 at step 8): {best}"
+        in capsys.readouterr().out
+    )
+    resumed = checkpoint.load(best)
+    assert (resumed["step"], resumed["best"], resumed["validations_since_best"]) == (6, (2.0, 6), 0)
+    assert read(str(tmp_path / "log")).source.endswith("model_00008.pt (step 8)")
+    assert read(str(tmp_path / "log"), best=True).source.endswith("model_best.pt (step 6)")
+
+
+def test_patience_ends_a_run_whether_it_was_killed_or_not(make_run, tmp_path, capsys):
+    """The validations at steps 3, 4 and 5 are not better than the one at step 2."""
+    settings = EACH_STEP | {"patience": 3, "checkpoint_interval": 1, "keep_last": 0, "sample_interval": 8}
+    run = with_losses(make_run(**settings), LOSSES)
+    train(run)
+    ended = final_state(tmp_path / "log")
+    assert (ended["step"], ended["val_step"], ended["best"]) == (5, 5, (3.0, 2))
+    printed = capsys.readouterr().out
+    assert "done, stopped after step 5 and 3 validations without improvement: " in printed
+    assert "[Sample 4]" in printed, "with all evaluations of the end"
+    with pytest.raises(NothingToDo, match=r"finished: .* after step 5 and 3 validations .* add --patience 6"):
+        make_run(**settings, resume=True)
+    for step in (4, 5):  # as if it had been killed after step 3
+        (tmp_path / "log" / f"model_{step:05d}.pt").unlink()
+    train(with_losses(make_run(**settings, resume=True), LOSSES))
+    assert_bit_identical(final_state(tmp_path / "log"), ended)
+    train(with_losses(make_run(**settings | {"patience": 4}, resume=True), LOSSES))
+    assert final_state(tmp_path / "log")["step"] == 8, "step 6 is better than step 2"
+
+
+@pytest.mark.parametrize("left", ["older", "none", "damaged", "newer"])
+def test_best_of_a_resumed_run_is_kept(make_run, tmp_path, left):
+    """An earlier version kept the best as a numbered one; a kill between two writes leaves an older best."""
+    settings = EACH_STEP | {"checkpoint_interval": 1, "keep_last": 0}
+    train(with_losses(make_run(**settings), LOSSES))
+    log, best = tmp_path / "log", checkpoint.best_path(tmp_path / "log")
+    expected = checkpoint.path_of(log, 2).read_bytes()
+    if left == "newer":  # of the steps after the checkpoint to resume from, which the run repeats
+        expected = best.read_bytes()
+    else:
+        best.unlink()
+    if left == "older":
+        best.write_bytes(checkpoint.path_of(log, 1).read_bytes())
+    if left == "damaged":
+        best.write_bytes(b"damaged")
+    for step in range(5, 9):
+        checkpoint.path_of(log, step).unlink()
+    run = with_losses(make_run(**settings | {"keep_last": 1, "max_steps": 5}, resume=True), LOSSES)
+    train(run)
+    assert list(checkpoint.list_checkpoints(log)) == [5]
+    assert best.read_bytes() == expected
+
+
+def test_resume_takes_the_best_where_no_numbered_checkpoint_is_good(make_run, tmp_path, capsys):
+    settings = BUSY | {"val_interval": 1, "checkpoint_interval": 0}
+    train(make_run(**settings))
+    undisturbed = final_state(tmp_path / "log")
+    best = checkpoint.best_path(tmp_path / "log")
+    assert undisturbed["best"][1] == 8
+    train(make_run(**settings | {"max_steps": 3, "log_dir": tmp_path / "short"}))  # the same run after 3 steps
+    best.unlink()
+    best.write_bytes((tmp_path / "short" / "model_best.pt").read_bytes())
+    (tmp_path / "log" / "model_00008.pt").write_bytes(b"damaged")
+    run = make_run(**settings, resume=True)
+    assert f"resuming from {best}" in capsys.readouterr().out
+    assert run.state.step == 3
+    train(run)
+    for name, weight in undisturbed["model"].items():
+        assert torch.equal(final_state(tmp_path / "log")["model"][name], weight)
+
+
+def test_resume_from_a_checkpoint_of_an_earlier_version(make_run, tmp_path):
+    train(make_run(max_steps=2))
+    path = checkpoint.path_of(tmp_path / "log", 2)
+    content = checkpoint.load(path)
+    del content["validations_since_best"], content["format_version"]
+    checkpoint.save(path, content)
+    run = make_run(max_steps=3, patience=1, val_interval=1, resume=True)
+    assert (run.state.validations_since_best, run.state.best) == (0, content["best"])
+
+
+def test_best_that_cannot_be_written_is_named(make_run, tmp_path, monkeypatch, capsys):
+    def fail(source, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "link_or_copy", fail)
+    run = make_run(max_steps=1)
+    with pytest.raises(UserError, match=r"done, but .*model_best\.pt could not be written"):
+        train(run)
+    assert "model_best.pt (No space left on device); earlier files are unchanged" in capsys.readouterr().out
+    assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [1]
 
 
 @pytest.mark.parametrize("policy", ["continue", "stop"])
@@ -308,7 +420,7 @@ def test_save_never_prunes_good_checkpoints_for_damaged_ones(make_run, tmp_path)
     run = make_run(**settings | {"keep_last": 2, "max_steps": 5, "checkpoint_interval": 0}, resume=True)
     train(run)
     assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [2, 4, 5, 6]
-    checkpoint.prune(tmp_path / "log", 1, None, run.good_steps)
+    checkpoint.prune(tmp_path / "log", 1, run.good_steps)
     assert list(checkpoint.list_checkpoints(tmp_path / "log")) == [5, 6]
 
 

@@ -57,7 +57,7 @@ def test_overwrite_that_cannot_begin_leaves_the_old_run_whole(old_run, capsys, m
 def test_overwrite_replaces_the_old_run(old_run):
     settings, log_dir = old_run
     train_gpt2.main(as_flags(settings | {"overwrite": True, "max_steps": 2}))
-    assert sorted(contents(log_dir)) == ["config.json", "log.txt", "model_00002.pt", "plot.png"]
+    assert sorted(contents(log_dir)) == ["config.json", "log.txt", "model_00002.pt", "model_best.pt", "plot.png"]
 
 
 def test_replacement_that_was_killed_leaves_one_whole_run(old_run):
@@ -88,6 +88,7 @@ def test_room_for_a_checkpoint_is_checked_first(old_run, capsys, monkeypatch, fl
     settings, log_dir = old_run
     before = contents(log_dir)
     size = checkpoint.path_of(log_dir, 1).stat().st_size
+    assert checkpoint.best_path(log_dir).stat().st_nlink == 2, "its space counts once"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, size // 2))
     if flag == "overwrite":  # the old run's checkpoints make room
         train_gpt2.main(as_flags(settings | {flag: True}))
