@@ -37,6 +37,12 @@ class Tokenizer:
     encode_array: Callable[[str], np.ndarray]  # the same ids as unsigned integers, without an intermediate list
     decode_bytes: Callable[[list[int]], bytes]
 
+    def byte_lengths(self):
+        """The bytes of text that each id stands for, int64 (vocab_size,); 0 for end-of-text, which is no text."""
+        lengths = np.array([len(self.decode_bytes([i])) for i in range(self.vocab_size)], dtype=np.int64)
+        lengths[self.eot] = 0
+        return lengths
+
     def decode(self, ids):
         """Text of `ids`. Incomplete UTF-8 at either end shows as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

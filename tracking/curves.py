@@ -26,6 +26,7 @@ MARKERS = "os^Dv"
 GRAY = "#666666"
 SHORT_RUNS_HOURS = 2  # an axis of hours shows minutes if the longest run takes less
 TICKS = 5  # at most, on a horizontal axis: their labels never touch
+BESIDE_LOSS, IN_A_ROW = 2, 4  # panels of evaluations: beside the loss, and in each further row
 MEDIANS = 400  # points of a median curve
 LONGEST_NAME = 40  # characters of a run's name that are shown: its end, in which the runs of a sweep differ most
 LARGEST = 1e30  # larger values cannot be drawn, because the size of an axis would overflow
@@ -81,11 +82,11 @@ def draw_figure(log_dirs, x):
     if x == "hours":
         runs, x_title = choose_time_unit(runs)
     evaluations = evaluation_panels({stream for run in runs for stream in run.log})
-    upper = [LOSS.stream, LOSS.stream, *[panel.stream for panel in evaluations]] if evaluations else [LOSS.stream]
-    figure = Figure(figsize=(14, 9), layout="constrained")
-    halves = figure.subfigures(2, 1, height_ratios=(3, 2))
-    axes = halves[0].subplot_mosaic([upper])
-    axes |= halves[1].subplot_mosaic([[panel.stream for panel in DIAGNOSTICS]])
+    rows = panel_rows([panel.stream for panel in evaluations])
+    figure = Figure(figsize=(14, 1.8 + 3.6 * len(rows)), layout="constrained")
+    axes = {}
+    for part, row in zip(figure.subfigures(len(rows), 1, height_ratios=(3, *[2] * (len(rows) - 1))), rows, strict=True):
+        axes |= part.subplot_mosaic([row])
     figure.suptitle(figure_title(runs), fontsize=12)
     for panel in (LOSS, *evaluations, *DIAGNOSTICS):
         axis = axes[panel.stream]
@@ -96,6 +97,14 @@ def draw_figure(log_dirs, x):
         axis.set_title(panel.title)
         place_labels(axis, panel.draw(axis, runs, panel))
     return figure
+
+
+def panel_rows(evaluations):
+    """Return the streams of each row of panels. The loss panel is two panels wide if evaluations are beside it."""
+    beside, further = evaluations[:BESIDE_LOSS], evaluations[BESIDE_LOSS:]
+    loss = [LOSS.stream, LOSS.stream] if beside else [LOSS.stream]
+    rows = [further[i : i + IN_A_ROW] for i in range(0, len(further), IN_A_ROW)]
+    return [[*loss, *beside], *rows, [panel.stream for panel in DIAGNOSTICS]]
 
 
 def evaluation_panels(streams):
@@ -218,7 +227,8 @@ def draw_losses(axis, runs, panel):
         val_x, val = run.points("val")
         axis.plot(val_x, val, color=run.color, marker=run.marker, markersize=5, linestyle="--", linewidth=1.2)
         name = "" if len(runs) == 1 else run.name + ": "
-        run_labels = end_label(val_x, val, name + "val " + panel.number, run.color)
+        best = draw_best(axis, run, val_x, val, panel)
+        run_labels = end_label(val_x, val, name + "val " + panel.number + best, run.color)
         if len(runs) == 1 or not run_labels:  # several runs get one label each
             run_labels += end_label(x, smoothed, name + "train {:.3f}", run.color)
         labels += run_labels
@@ -234,6 +244,18 @@ def draw_losses(axis, runs, panel):
         axis.set_ylim(low - 0.06 * (high - low) - 0.01, top)
         say_where_curves_begin(axis, runs, panel, top)
     return labels + draw_references(axis, references, "{} {:.4f}")
+
+
+def draw_best(axis, run, val_x, val, panel):
+    """Draw a ring around the lowest validation loss after step 0; returns words about it, or "" if it is the last."""
+    trained = np.where(run.log["val"].steps > 0, val, np.nan) if len(val) else val
+    if not np.isfinite(trained).any():
+        return ""
+    best = np.nanargmin(trained)
+    if best == len(val) - 1:
+        return ""
+    axis.plot(val_x[best], val[best], color=run.color, marker="o", markersize=12, fillstyle="none")
+    return f" (best {panel.number.format(val[best])}, step {run.log['val'].steps[best]:,})"
 
 
 def say_where_curves_begin(axis, runs, panel, top):
@@ -252,6 +274,19 @@ def draw_scores(axis, runs, panel):
         labels += end_label(x, scores, panel.number, run.color)
     if panel.references is not None:
         labels += draw_references(axis, panel.references([run.record for run in runs]), "{} {:.3f}")
+    return labels
+
+
+def draw_bits(axis, runs, panel):
+    """Draw bits per byte. The axis is chosen without those of the untrained models, which would flatten the curves."""
+    labels = draw_scores(axis, runs, panel)
+    trained = [values[x > 0] for x, values in (run.points(panel.stream) for run in runs)]
+    trained = np.concatenate(trained)
+    trained = trained[np.isfinite(trained)]
+    if len(trained):
+        low, high = trained.min(), trained.max()
+        margin = 0.06 * (high - low) + 0.005
+        axis.set_ylim(low - margin, high + margin)
     return labels
 
 
@@ -320,10 +355,13 @@ def draw_references(axis, references, text):
 
 LOSS_TITLE = "loss, nats per token (solid: training, smoothed; dashed: validation)"
 LOSS = Panel("train", LOSS_TITLE, draw_losses, "{:.4f}", published.loss_references)
-# Upper row, beside the loss: each panel is drawn if a run has its stream.
-EVALUATIONS = (Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", published.hellaswag_references),)
+# Beside and below the loss: each panel is drawn if a run has its stream.
+EVALUATIONS = (
+    Panel("val_bpb", "validation, bits per byte", draw_bits, "{:.4f}"),
+    Panel("hella", "HellaSwag accuracy (acc_norm)", draw_scores, "{:.4f}", published.hellaswag_references),
+)
 WITHOUT_PANEL = {"val", "dt_ms", "mfu", "mem_gb", "skipped", "output_lost"}  # `val` is drawn with the training loss
-# Lower row.
+# The last row.
 DIAGNOSTICS = (
     Panel("lr", "learning rate", draw_lr, "{:.1e}"),
     Panel("norm", "gradient norm before clipping", draw_norm, "{:.2f}"),

@@ -24,7 +24,9 @@ def tokenizer_warning(runs):
     tokenizers = sorted({run.record.get("data", {}).get("tokenizer") or "unknown" for run in runs})
     if len(tokenizers) == 1:
         return ""
-    return f"\nwarning: tokenizers {', '.join(tokenizers)}: losses per token of different tokens do not compare"
+    hint = "; bits per byte do" if all("val_bpb" in run.log for run in runs) else ""
+    return f"
+warning: tokenizers {', '.join(tokenizers)}: losses per token of different tokens do not compare{hint}"
 
 
 def source_warning(runs):
@@ -32,7 +34,8 @@ def source_warning(runs):
     sources = sorted({run.record.get("data", {}).get("source") or "unknown" for run in runs})
     if len(sources) == 1:
         return ""
-    return f"\nwarning: data from {', '.join(sources[:MOST])}: losses on different texts do not compare"
+    return f"
+warning: data from {', '.join(sources[:MOST])}: losses on different texts do not compare"
 
 
 def describe_run(record):

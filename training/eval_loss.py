@@ -1,5 +1,10 @@
-"""The validation loss: the mean over the first `val_tokens` tokens of the validation split, the same each time."""
+"""The validation loss: the mean over the first `val_tokens` tokens of the validation split, the same each time.
 
+Nats per token depend on what a token is. Bits per byte do not: the loss of all scored tokens in bits, divided by the
+bytes of UTF-8 that they stand for. So the log has both, as `val` and `val_bpb`.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,7 +13,9 @@ from tqdm import tqdm
 
 from configurator import Range
 from ops.cross_entropy import IGNORE
+from system.errors import UserError
 from tokens.dataloader import validation_batches
+from tokens.tokenizer import get_tokenizer
 from training import parallel
 from training.schedule import due
 
@@ -29,6 +36,7 @@ class ValidationLoss:
 
     def __init__(self, cfg, rt, data, model):
         self.cfg, self.windows = cfg, data.val
+        self.byte_lengths = rt.from_master(lambda: find_byte_lengths(data.tokens.tokenizer, rt))
 
     @staticmethod
     def enabled(cfg):
@@ -41,26 +49,45 @@ class ValidationLoss:
     def measure(self, run):
         cfg, rt = self.cfg, run.rt
         batches = validation_batches(self.windows, cfg.B, cfg.val_tokens, rt.rank, rt.world_size)
-        device = rt.device if rt.device.type == "cuda" else "cpu"  # mps has no float64
-        totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, tokens, ranks asked to stop
         run.model.eval()
-        parts = []
+        losses, tokens, size = [], 0, 0  # per batch; targets so far, and their bytes
         hidden = None if rt.master else True  # None: shown on a terminal only
         for x, y in tqdm(batches, "validation", disable=hidden, leave=False, delay=2, unit=" batches"):
             # With shard = full each batch is a collective: no rank may leave the loop alone.
             if run.stop_request.requested and cfg.shard != parallel.FULL:
                 break
             with rt.autocast():
-                losses = run.eval_model(rt.to_device(x), rt.to_device(y), reduction="none")  # (B, T)
-            parts.append(torch.stack((losses.sum(), (y != IGNORE).sum().to(losses))))
+                losses.append(run.eval_model(rt.to_device(x), rt.to_device(y), reduction="none").sum())  # over (B, T)
+            targets = y[y != IGNORE]
+            tokens += len(targets)
+            if self.byte_lengths is not None:
+                size += self.byte_lengths[targets].sum().item()
         run.model.train()
-        for part in parts:  # after the loop, so that the device is not waited for in each batch
-            totals[:2] += part.to(totals)
-        totals[2] = run.stop_request.requested
-        loss, count, stop_flag = rt.sum(totals).tolist()
+        device = rt.device if rt.device.type == "cuda" else "cpu"  # mps has no float64
+        totals = torch.tensor([0, tokens, size, run.stop_request.requested], dtype=torch.float64, device=device)
+        for loss in losses:  # after the loop, so that the device is not waited for in each batch
+            totals[0] += loss.to(totals)
+        loss_sum, tokens, size, stop_flag = rt.sum(totals).tolist()
         if stop_flag > 0:
             return None
-        loss = loss / count
-        run.state.record_validation(loss)
-        rt.print(f"validation loss: {loss:.4f}")
-        return {"val": loss}
+        return self.report(run, loss_sum, tokens, size)
+
+    def report(self, run, loss_sum, tokens, size):
+        """The values for the log: `loss_sum` is in nats, over `tokens` that stand for `size` bytes (0: unknown)."""
+        values = {"val": loss_sum / tokens}
+        run.state.record_validation(values["val"])
+        line = f"validation loss: {values['val']:.4f}"
+        if size > 0:
+            values["val_bpb"] = loss_sum / math.log(2) / size
+            line += f", {values['val_bpb']:.4f} bits per byte"
+        run.rt.print(line)
+        return values
+
+
+def find_byte_lengths(tokenizer, rt):
+    """`Tokenizer.byte_lengths` as a tensor, or None if the vocabulary is not at hand, which is said in one line."""
+    try:
+        return torch.from_numpy(get_tokenizer(tokenizer).byte_lengths())
+    except UserError as error:
+        rt.print(f"without bits per byte: {error}")
+        return None

@@ -76,7 +76,7 @@ def assert_same_state(ours, expected, tolerance=2e-5):
 def test_shard_gives_the_losses_norms_scores_and_samples_of_one_device(runs, mode):
     log_dirs, outputs = runs
     logs = [read_log(log_dirs[name]) for name in (mode, "one")]
-    for stream in ("train", "norm", "val", "lr"):
+    for stream in ("train", "norm", "val", "val_bpb", "lr"):
         np.testing.assert_array_equal(logs[0][stream].steps, logs[1][stream].steps)
         np.testing.assert_allclose(logs[0][stream].values, logs[1][stream].values, atol=2e-5, err_msg=stream)
     watched = [stream for stream in logs[1] if stream.startswith(heat_map.PREFIXES)]

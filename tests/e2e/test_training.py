@@ -32,7 +32,7 @@ def test_training_lowers_the_loss_and_writes_every_file(tmp_path, capsys):
     ):
         assert words in done.stdout
     log = read_log(log_dir)
-    assert set(log) == {"val", "train", "lr", "norm", *MEASURED}
+    assert set(log) == {"val", "val_bpb", "train", "lr", "norm", *MEASURED}
     assert log["train"].steps.tolist() == list(range(40))
     assert log["val"].steps.tolist() == [0, 20, 40]
     assert log["val"].values[-1] < log["val"].values[0] - 1.5

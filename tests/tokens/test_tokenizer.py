@@ -35,6 +35,13 @@ def test_encode_array_equals_encode(tokenizer):
         assert np.issubdtype(array.dtype, np.unsignedinteger)
 
 
+def test_byte_lengths_add_up_to_the_text(tokenizer):
+    lengths = tokenizer.byte_lengths()
+    assert (lengths.shape, lengths[tokenizer.eot]) == ((tokenizer.vocab_size,), 0)
+    for text in make_documents(50) + list(SPECIAL):
+        assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
 def test_byte_tokenizer_encodes_each_byte_as_itself():
     assert get_tokenizer("byte").encode("aé") == [97, 0xC3, 0xA9]
 

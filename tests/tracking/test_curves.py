@@ -14,6 +14,13 @@ from tracking.runlog import RunLog
 EDU = {"source": "HuggingFaceFW/fineweb-edu sample-10BT", "tokenizer": "gpt2"}
 
 
+VALUES = {  # of the streams of validations, by step and loss
+    "val": lambda step, loss: loss + 0.1,
+    "val_bpb": lambda step, loss: (loss + 0.1) / 3,
+    "hella": lambda step, loss: 0.25 + step / 1000,
+}
+
+
 def write_run(
     folder, *, steps=40, streams=("train", "val", "hella"), data=None, size=(12, 768), every=1, nan=False, settings=None
 ):
@@ -23,7 +30,7 @@ def write_run(
     for step in range(steps + 1):
         loss = 3.0 + 8 / (1 + step)
         if step % 10 == 0:
-            log.write(step, **{name: {"val": loss + 0.1, "hella": 0.25 + step / 1000}[name] for name in streams[1:]})
+            log.write(step, **{name: VALUES[name](step, loss) for name in streams[1:]})
         if step % every == 0 and step < steps:
             bad = {"train": np.nan, "norm": np.inf} if nan and step == 5 else {}
             log.write(step, **{"train": loss, "lr": 1e-3, "norm": 1.0} | bad, dt_ms=100.0, tok_per_sec=5120.0)
@@ -162,9 +169,28 @@ def test_title_of_several_runs_names_what_differs(tmp_path):
     assert curves.draw_runs(folders)._suptitle.get_text() == "2 runs · max_lr 0.001, 0.002"
 
 
-def test_title_warns_where_runs_have_different_tokenizers(tmp_path):
+def test_runs_with_different_tokenizers_share_the_panel_of_bits_per_byte(tmp_path):
     folders = [write_run(tmp_path / name, data={"tokenizer": name}) for name in ("byte", "gpt2")]
-    assert "warning: tokenizers byte, gpt2" in curves.draw_runs(folders)._suptitle.get_text()
+    title = curves.draw_runs(folders)._suptitle.get_text()
+    assert "warning: tokenizers byte, gpt2" in title
+    assert "bits per byte" not in title
+    streams = ("train", "val", "val_bpb")
+    folders = [write_run(tmp_path / "b" / name, data={"tokenizer": name}, streams=streams) for name in ("byte", "gpt2")]
+    figure = curves.draw_runs(folders)
+    assert figure._suptitle.get_text().endswith("; bits per byte do")
+    axis = panels(figure)["val_bpb"]
+    np.testing.assert_allclose(curves_of(axis)[0], (3.1 + 8 / (1 + np.arange(0, 41, 10))) / 3, atol=1e-6)
+    assert axis.get_ylim()[1] < 1.5, "the untrained model, at 3.7, is left out of the axis"
+
+
+def test_best_validation_is_ringed_and_its_step_named(tmp_path):
+    folder = write_run(tmp_path / "a")
+    with open(folder / "log.txt", "a", encoding="utf-8") as f:
+        f.write("50 val 3.5\n60 val nan\n")
+    axis = panels(curves.draw_runs([folder]))["train"]
+    ring = next(line for line in axis.lines if line.get_marker() == "o" and line.get_fillstyle() == "none")
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (40, pytest.approx(3.1 + 8 / 41, abs=1e-6))
+    assert "val 3.5000 (best 3.2951, step 40)" in texts(axis)
 
 
 def test_loss_panel_says_where_a_cut_curve_begins(tmp_path):

@@ -1,5 +1,7 @@
 """Evaluation computes the right values and leaves training alone."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from helpers import write_hellaswag
 from torch.nn import functional as F
 
 from formats import checkpoint
+from system.errors import UserError
 from tracking.runlog import read_log
 from train_gpt2 import train
+from training import eval_loss
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -35,6 +39,32 @@ def test_validation_is_the_textbook_mean_over_its_tokens(make_run):
     x, y = tokens[:-1].view(-1, 32), tokens[1:].view(-1, 32)
     expected = F.cross_entropy(run.model(x).double().flatten(0, 1), y.flatten())
     assert loss == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_validation_bits_per_byte_are_those_of_the_obvious_loop(make_run, B):
+    run = make_run(B=B, total_batch_size=96 * B, val_tokens=700)
+    validation = run.evaluations[0]
+    tokens = np.array(validation.windows.shards[0])
+    tokens[3:500:7] = 256  # end-of-text, which stands for no byte
+    validation.windows.shards[0] = tokens
+    values = validation.measure(run)
+    count = 700 // 32 * 32
+    size = sum(len(bytes([token])) for token in tokens[1 : count + 1] if token != 256)
+    assert count - size == len(range(3, 500, 7))
+    assert values["val_bpb"] == values["val"] * count / size / math.log(2)
+
+
+def test_validation_goes_on_without_a_vocabulary(make_run, monkeypatch, capsys):
+    def fail(name):
+        raise UserError("the GPT-2 vocabulary could not be loaded")
+
+    monkeypatch.setattr(eval_loss, "get_tokenizer", fail)
+    run = make_run(max_steps=1)
+    train(run)
+    assert "without bits per byte: the GPT-2 vocabulary could not be loaded" in capsys.readouterr().out
+    log = read_log(run.cfg.log_dir)
+    assert ("val" in log, "val_bpb" in log) == (True, False)
 
 
 def test_compiled_training_does_not_recompile_after_an_evaluation(make_run, tmp_path):
