@@ -9,24 +9,22 @@ The harness brings the tasks, their prompts and their metrics; the model answers
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
 import contextlib
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from configurator import Range, configure
+from formats.read import BestFlag
 from inference.eval_model import load
+from inference.harness import HarnessTasks, evaluate, find_tasks
 from system import runtime
 from system.errors import UserError, command
 from system.files import AtomicFile, check_writable
-from text.retry import describe_network_error
-
-VERSION = "0.4.13"  # of lm_eval, with which this was tested
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BestFlag):
     """Score a model on tasks of EleutherAI's evaluation harness. Also runs under torchrun."""
 
     model: str = "gpt2"
@@ -60,35 +58,19 @@ class Settings:
 @command
 def main(argv=None):
     settings = configure(Settings, argv)
-    manager = find_tasks(settings)
+    manager = find_tasks(settings.tasks.split(","), settings.include_path)
     rt = runtime.start(settings.device, settings.dtype)
     with contextlib.closing(rt):
         run(settings, manager, rt)
 
 
-def find_tasks(settings):
-    """The harness's `TaskManager`. Raises `UserError` if the harness is not installed or a task is unknown."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError(f"harness.py needs lm_eval ({error}): pip install lm_eval=={VERSION}") from error
-    manager = TaskManager(include_path=settings.include_path)
-    for name in settings.tasks.split(","):
-        if name not in manager.all_tasks:
-            nearest = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {' or '.join(nearest)}?" if nearest else "`lm_eval ls tasks` lists all"
-            raise UserError(f"--tasks {name}: no such task in the harness; {hint}")
-    return manager
-
-
 def run(settings, manager, rt):
     from lm_eval.utils import make_table
 
-    from inference.lm_eval_adapter import HarnessModel
-
-    model = load(settings.model, rt)
+    model = load(settings.model, rt, settings.best)
     rt.print(f"{model.source} on {rt.device} in {runtime.dtype_name(rt.dtype)}")
-    results = evaluate(HarnessModel(model, rt, settings.batch_tokens), settings, manager)
+    tasks = HarnessTasks(settings.tasks.split(","), manager, settings.limit, settings.num_fewshot)
+    results = evaluate(model, tasks, rt, settings.batch_tokens, progress=True)
     if not rt.master:
         return
     rt.print(make_table(results))
@@ -97,21 +79,6 @@ def run(settings, manager, rt):
         with AtomicFile(settings.out) as f:
             f.write(json.dumps(results["results"], indent=1).encode() + b"\n")
         rt.print(f"results written to {settings.out}")
-
-
-def evaluate(model, settings, manager):
-    """The harness's results. Raises `UserError` if a task's data cannot be downloaded."""
-    from lm_eval import simple_evaluate
-
-    tasks = settings.tasks.split(",")
-    options = {"limit": settings.limit, "num_fewshot": settings.num_fewshot, "log_samples": False}
-    try:
-        return simple_evaluate(model=model, tasks=tasks, task_manager=manager, **options)
-    except Exception as error:  # the harness and its data sets have errors of many libraries
-        reason = describe_network_error(error)
-        if reason is None:
-            raise
-        raise UserError(f"{settings.tasks}: {reason}; connect, or set HF_HOME to a cache that has the data") from error
 
 
 if __name__ == "__main__":

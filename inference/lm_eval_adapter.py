@@ -18,9 +18,10 @@ class HarnessModel(TemplateLM):
     Under torchrun each rank gets all requests and computes its share: for the harness there is one process.
     """
 
-    def __init__(self, model, rt, batch_tokens=None):
+    def __init__(self, model, rt, batch_tokens=None, progress=False):
         super().__init__()
         self.model, self.rt, self.batch_tokens = model, rt, batch_tokens
+        self.progress = progress and rt.master  # bars
         self.max_length = model.gpt.config.block_size
 
     @property
@@ -54,7 +55,7 @@ class HarnessModel(TemplateLM):
 
     def shows(self, disable_tqdm):
         """Whether this process shows progress bars."""
-        return self.rt.master and not disable_tqdm
+        return self.progress and not disable_tqdm
 
     def prompt_of(self, context, gen_kwargs):
         kwargs = normalize_gen_kwargs(gen_kwargs, MAX_NEW_TOKENS)

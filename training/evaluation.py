@@ -12,11 +12,12 @@ from system.runtime import is_lost_rank
 from tracking.curves import plot_runs
 from tracking.heat_map import plot_watch
 from tracking.runlog import plot_path, watch_path
+from training.eval_harness import Harness
 from training.eval_hellaswag import HellaSwag
 from training.eval_loss import ValidationLoss
 from training.eval_samples import Samples
 
-EVALUATIONS = (ValidationLoss, HellaSwag, Samples)
+EVALUATIONS = (ValidationLoss, HellaSwag, Harness, Samples)
 
 
 class Evaluation(Protocol):
