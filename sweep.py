@@ -33,7 +33,7 @@ from training.saving import is_out_of_patience
 
 TRAIN = Path(__file__).with_name("train_gpt2.py")
 LONGEST_NAME = 255  # bytes in the name of a file, on every common file system
-FREE_TEXT = ("sample_prompt",)  # settings in which a comma does not separate values
+FREE_TEXT = ("sample_prompt", "harness_tasks")  # settings in which a comma does not separate values
 MAY_CHANGE = ("resume", "overwrite", "log_dir", "data_dir", "nproc_per_node")  # settings that may differ on resume
 COLUMNS = {"steps": "{:,}", "val": "{:.4f}", "train": "{:.4f}", "hella": "{:.4f}", "tok/s": "{:,.0f}"}
 

@@ -201,7 +201,7 @@ def list_best(log_dir):
     return [path] if path.is_file() else []
 
 
-def list_numbered(log_dir):
+def numbered_or_best(log_dir):
     """The paths of a run's numbered checkpoints by increasing step, or of its best one where there are none."""
     numbered = list_checkpoints(log_dir)
     return list(numbered.values()) if numbered else list_best(log_dir)
@@ -209,7 +209,7 @@ def list_numbered(log_dir):
 
 def newest(log_dir):
     """The path of a run's newest numbered checkpoint, else of its best one; None if it has none. Verifies nothing."""
-    paths = list_numbered(log_dir)
+    paths = numbered_or_best(log_dir)
     return paths[-1] if paths else None
 
 
@@ -239,7 +239,7 @@ def list_checkpoints(log_dir):
 def newest_checkpoint(folder="log"):
     """The path of the checkpoint under `folder`, at any depth, that was written last. Raises `UserError` if none."""
     subfolders = [path for path, _, _ in os.walk(folder)]
-    paths = [path for subfolder in subfolders for path in list_numbered(subfolder)]
+    paths = [path for subfolder in subfolders for path in numbered_or_best(subfolder)]
     if not paths:
         raise UserError(
             f"no checkpoint under {folder}/: train a model (python train_gpt2.py config/quickstart.py), name a"

@@ -59,8 +59,7 @@ def write_and_prune(run, paths, content):
     """Write `content` to each of `paths`, then delete old numbered checkpoints. Returns whether all were written."""
     written = []
     for path in paths:
-        write = functools.partial(link_or_copy, written[0]) if written else functools.partial(write_content, content)
-        if run.try_to_write(path, write):
+        if run.try_to_write(path, functools.partial(write_once, content, written)):
             written.append(path)
     if checkpoint.path_of(run.cfg.log_dir, run.state.step) in written:
         run.good_steps.add(run.state.step)
@@ -68,8 +67,12 @@ def write_and_prune(run, paths, content):
     return written == paths
 
 
-def write_content(content, path):
-    checkpoint.save(path, content)
+def write_once(content, written, path):
+    """Write `content` to `path`; where it was just `written` to another path, `path` becomes a second name of that."""
+    if written:
+        link_or_copy(written[0], path)
+    else:
+        checkpoint.save(path, content)
 
 
 def take_over(run, path):
