@@ -283,7 +283,7 @@ def draw_bits(axis, runs, panel):
     trained = [values[x > 0] for x, values in (run.points(panel.stream) for run in runs)]
     trained = np.concatenate(trained)
     trained = trained[np.isfinite(trained)]
-    if len(trained):
+    if len(trained) > len(runs):  # with one validation of each run there is no curve yet
         low, high = trained.min(), trained.max()
         margin = 0.06 * (high - low) + 0.005
         axis.set_ylim(low - margin, high + margin)
