@@ -44,7 +44,8 @@ class Harness:
 
     def measure(self, run):
         gpt = parallel.whole_model(run.model, run.rt)
-        results = harness.evaluate(LoadedModel(gpt, self.tokenizer, "the model in training"), self.tasks, run.rt)
+        model = LoadedModel(gpt, self.tokenizer, "the model in training", chat=False)
+        results = harness.evaluate(model, self.tasks, run.rt)
         values = run.rt.from_master(lambda: harness.metrics(results))  # only the first rank of a node has results
         run.rt.print("harness: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         return values
