@@ -161,7 +161,7 @@ def warnings_for(tmp_path):
         lines, base = [], {"warmup_steps": 1, "max_lr": 1e-3, "min_lr": 1e-4, "log_dir": str(tmp_path)}
         cfg = TrainConfig(**base | {"max_steps": 8} | after)
         saved = {"step": 4, "train_config": base | {"max_steps": 4} | before}
-        warn_of_other_rates(cfg, "model_00001.pt", saved, SimpleNamespace(print=lines.append))
+        warn_of_other_rates(cfg, "model_00004.pt", saved, SimpleNamespace(print=lines.append))
         return lines
 
     return warnings
