@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from formats import checkpoint
 from system.errors import UserError
+from tokens.dataloader import Windows
+from tokens.shards import Shards
 from tracking.runlog import read_log
 from train_gpt2 import train
 from training import eval_loss
@@ -47,7 +49,7 @@ def test_validation_bits_per_byte_are_those_of_the_obvious_loop(make_run, B):
     validation = run.evaluations[0]
     tokens = np.array(validation.windows.shards[0])
     tokens[3:500:7] = 256  # end-of-text, which stands for no byte
-    validation.windows.shards[0] = tokens
+    validation.windows = Windows(Shards.in_memory([tokens]), 32, "val")
     values = validation.measure(run)
     count = 700 // 32 * 32
     size = sum(len(bytes([token])) for token in tokens[1 : count + 1] if token != 256)
