@@ -9,7 +9,10 @@ NOT_COMPARED |= {"keep_last", "on_checkpoint_error", "checkpoint_interval", "ass
 
 def figure_title(runs):
     """Return the title of the figure: what the runs are, and a warning if their losses do not compare."""
-    return describe_runs(runs) + tokenizer_warning(runs)
+    warning = tokenizer_warning(runs)
+    if warning and all("val_bpb" in run.log for run in runs):
+        warning += "; bits per byte do"
+    return describe_runs(runs) + warning
 
 
 def describe_runs(runs):
@@ -24,9 +27,7 @@ def tokenizer_warning(runs):
     tokenizers = sorted({run.record.get("data", {}).get("tokenizer") or "unknown" for run in runs})
     if len(tokenizers) == 1:
         return ""
-    hint = "; bits per byte do" if all("val_bpb" in run.log for run in runs) else ""
-    return f"
-warning: tokenizers {', '.join(tokenizers)}: losses per token of different tokens do not compare{hint}"
+    return f"\nwarning: tokenizers {', '.join(tokenizers)}: losses per token of different tokens do not compare"
 
 
 def source_warning(runs):
@@ -34,8 +35,7 @@ def source_warning(runs):
     sources = sorted({run.record.get("data", {}).get("source") or "unknown" for run in runs})
     if len(sources) == 1:
         return ""
-    return f"
-warning: data from {', '.join(sources[:MOST])}: losses on different texts do not compare"
+    return f"\nwarning: data from {', '.join(sources[:MOST])}: losses on different texts do not compare"
 
 
 def describe_run(record):
