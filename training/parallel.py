@@ -140,7 +140,7 @@ def optimizer_state(optimizer, master):
 
 
 def load_optimizer_state(optimizer, state):
-    """Load a complete state dict; each rank keeps its part."""
+    """Load the tensors of a complete state dict; each rank keeps its part. Learning rates and the like stay as set."""
     params = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of a state dict's ids
 
     def part(value, p):
@@ -149,4 +149,6 @@ def load_optimizer_state(optimizer, state):
         return value
 
     parts = {i: {name: part(v, params[i]) for name, v in values.items()} for i, values in state["state"].items()}
-    optimizer.load_state_dict(state | {"state": parts})
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [group | {"params": saved["params"]} for group, saved in pairs]
+    optimizer.load_state_dict({"state": parts, "param_groups": groups})

@@ -161,7 +161,9 @@ def test_resume_with_another_B_trains_on_the_same_tokens(make_run, tmp_path):
 def test_resume_applies_settings_that_may_change(make_run, tmp_path):
     train(make_run(**BUSY))
     changed = {"max_steps": 10, "max_lr": 5e-4, "val_interval": 5, "B": 8, "checkpoint_interval": 5}
-    run = make_run(**BUSY | changed, resume=True)
+    run = make_run(**BUSY | changed, weight_decay=0.3, beta2=0.8, resume=True)
+    decayed, others = run.optimizers.optimizers[0].param_groups
+    assert (decayed["weight_decay"], others["weight_decay"], decayed["betas"]) == (0.3, 0.0, (0.9, 0.8))
     train(run)
     log = read_log(tmp_path / "log")
     assert log["train"].steps.tolist() == list(range(10))
