@@ -32,6 +32,16 @@ def test_pick_dtype_refuses_tf32_where_nothing_computes_in_it():
         runtime.pick_dtype("tf32", torch.device("cpu"))
 
 
+def test_seed_step_gives_each_rank_and_step_its_own_dropout():
+    def mask(rank, step):
+        runtime.Runtime(torch.device("cpu"), torch.float32, rank, world_size=2).seed_step(seed=1337, step=step)
+        return torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
+
+    masks = [mask(rank, step) for rank in (0, 1) for step in (0, 1)]
+    assert len({tuple(values) for values in masks}) == 4
+    assert mask(1, 0) == masks[2], "a resumed run draws the same"
+
+
 @pytest.mark.cuda
 def test_start_rounds_float32_products_only_in_tf32():
     """The error of a product of float32 matrices, relative to float64: 2^-24 rounds to 1e-7, TF32's 2^-11 to 1e-4."""
