@@ -6,7 +6,9 @@ To add an optimizer, write a function like `adamw` and add it to `OPTIMIZERS`.
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from system.runtime import pick_dtype
 from training import parallel
+from training.muon import Muon
 
 
 def adamw(model, cfg, shared=False):
@@ -15,21 +17,22 @@ def adamw(model, cfg, shared=False):
 
 
 def muon(model, cfg, shared=False):
-    """Muon for the matrices of the blocks, AdamW for the rest; one learning rate serves both.
-
-    Muon orthogonalizes each matrix's momentum (Jordan 2024); `match_rms_adamw` scales its updates to the size of
-    AdamW's (Moonshot AI 2025, "Muon is Scalable for LLM Training", section 2.2).
-    """
+    """Muon for the matrices of the blocks, AdamW for the rest; one learning rate serves both."""
     matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
     taken = {id(p) for p in matrices}
     groups = model.optimizer_groups(cfg.weight_decay)
     rest = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
-    settings = {"lr": cfg.max_lr, "weight_decay": cfg.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    return [make(torch.optim.Muon, matrices, shared, **settings), make_adamw(rest, cfg, shared)]
+    settings = {"lr": cfg.max_lr, "weight_decay": cfg.weight_decay, "dtype": product_dtype(cfg, matrices[0].device)}
+    return [make(Muon, matrices, shared, **settings), make_adamw(rest, cfg, shared)]
 
 
 ADAMW, MUON = "adamw", "muon"
 OPTIMIZERS = {ADAMW: adamw, MUON: muon}  # each: (model, cfg, shared) → torch optimizers
+
+
+def product_dtype(cfg, device):
+    """The number format of Muon's products: bfloat16 in a run in bfloat16, else float32."""
+    return torch.bfloat16 if pick_dtype(cfg.dtype, device) == torch.bfloat16 else torch.float32
 
 
 def make_adamw(groups, cfg, shared=False):

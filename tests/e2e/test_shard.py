@@ -119,9 +119,9 @@ def test_shard_optimizer_with_muon_trains_as_one_device(settings, tmp_path):
     run_training(1, settings | {"log_dir": tmp_path / "one"})
     run_training(2, settings | {"log_dir": tmp_path / "two", "shard": "optimizer"})
     logs = [read_log(tmp_path / name) for name in ("one", "two")]
-    np.testing.assert_allclose(logs[1]["train"].values, logs[0]["train"].values, atol=2e-4)
+    np.testing.assert_allclose(logs[1]["train"].values, logs[0]["train"].values, atol=2e-5)
     states = [checkpoint.load(tmp_path / name / "model_00004.pt") for name in ("one", "two")]
-    assert_same_state(states[1], states[0], tolerance=1e-2)  # muon orthogonalizes in bfloat16, which magnifies rounding
+    assert_same_state(states[1], states[0])
 
 
 def test_shard_full_refuses_muon():
