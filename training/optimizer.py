@@ -17,11 +17,12 @@ def adamw(model, cfg, shared=False):
 
 
 def muon(model, cfg, shared=False):
-    """Muon for the matrices of the blocks, AdamW for the rest; one learning rate serves both."""
+    """Muon for the matrices of the blocks, AdamW for the rest, at `adamw_lr_scale` times Muon's learning rate."""
     matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
     taken = {id(p) for p in matrices}
     groups = model.optimizer_groups(cfg.weight_decay)
-    rest = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+    scale = {"lr_scale": cfg.adamw_lr_scale}
+    rest = [group | scale | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
     settings = {"lr": cfg.max_lr, "weight_decay": cfg.weight_decay, "dtype": product_dtype(cfg, matrices[0].device)}
     return [make(Muon, matrices, shared, **settings), make_adamw(rest, cfg, shared)]
 
@@ -72,9 +73,10 @@ class Optimizers:
         return any(optimizer.defaults.get("fused") for optimizer in self.optimizers)
 
     def set_lr(self, lr):
+        """Set the learning rate of every group: `lr`, times the group's `lr_scale` if it has one."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def unscale(self, scaler):
         """Divide the gradients by float16's scale; other formats have none."""

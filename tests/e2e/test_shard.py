@@ -115,7 +115,7 @@ def test_shard_resumes_in_any_mode_and_on_any_number_of_ranks(settings, runs, tm
 
 
 def test_shard_optimizer_with_muon_trains_as_one_device(settings, tmp_path):
-    settings = settings | {"optimizer": "muon", "sample_interval": 0, "hellaswag_interval": 0}
+    settings = settings | {"optimizer": "muon", "adamw_lr_scale": 2.0, "sample_interval": 0, "hellaswag_interval": 0}
     run_training(1, settings | {"log_dir": tmp_path / "one"})
     run_training(2, settings | {"log_dir": tmp_path / "two", "shard": "optimizer"})
     logs = [read_log(tmp_path / name) for name in ("one", "two")]

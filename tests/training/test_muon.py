@@ -8,6 +8,7 @@ from model import GPT, GPTConfig
 from training.config import TrainConfig
 from training.muon import Muon, matrices
 from training.optimizer import OPTIMIZERS
+from training.parallel import load_optimizer_state
 
 pytestmark = pytest.mark.usefixtures("on_device")
 GPT_SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64)]  # c_attn, attn.c_proj, c_fc, mlp.c_proj
@@ -65,6 +66,19 @@ def test_muon_equals_torch_on_a_square_matrix():
         take_steps(kind(params, lr=0.1, weight_decay=0.5, **settings), params, gradients)
         results.append(params[0].detach())
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=2e-3)  # an update's elements are about 0.02
+
+
+def test_muon_continues_from_the_state_of_torch():
+    """Checkpoints of earlier versions hold the state of torch's Muon."""
+    params, gradients = random_parameters(GPT_SHAPES)
+    theirs = torch.optim.Muon(params, adjust_lr_fn="match_rms_adamw")
+    take_steps(theirs, params, gradients)
+    ours = Muon(params, lr=0.1, weight_decay=0.5)
+    load_optimizer_state(ours, theirs.state_dict())
+    for p in params:
+        assert torch.equal(ours.state[p]["momentum_buffer"], theirs.state[p]["momentum_buffer"])
+    assert ours.param_groups[0]["weight_decay"] == 0.5
+    take_steps(ours, params, gradients)
 
 
 def test_muon_leaves_a_parameter_without_a_gradient():

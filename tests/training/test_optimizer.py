@@ -28,16 +28,19 @@ def test_adamw_is_fused():
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimizers_update_every_parameter_by_one_rule(kind):
     model = GPT(GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16))
-    optimizers = Optimizers(OPTIMIZERS[kind](model, TrainConfig()))
+    optimizers = Optimizers(OPTIMIZERS[kind](model, TrainConfig(adamw_lr_scale=3.0)))
     taken = [id(p) for o in optimizers.optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(taken) == sorted(id(p) for p in model.parameters())
     names = {id(p): name for name, p in model.named_parameters()}
-    if kind == "muon":
-        muon = [names[id(p)] for g in optimizers.optimizers[0].param_groups for p in g["params"]]
-        assert len(muon) == 2 * 4
-        assert all(name.startswith("transformer.h.") and name.endswith("weight") for name in muon)
-    optimizers.set_lr(0.123)
-    assert {g["lr"] for o in optimizers.optimizers for g in o.param_groups} == {0.123}
+    optimizers.set_lr(0.5)
+    rates = [{g["lr"] for g in o.param_groups} for o in optimizers.optimizers]
+    if kind == "adamw":
+        assert rates == [{0.5}]
+        return
+    muon = [names[id(p)] for g in optimizers.optimizers[0].param_groups for p in g["params"]]
+    assert len(muon) == 2 * 4
+    assert all(name.startswith("transformer.h.") and name.endswith("weight") for name in muon)
+    assert rates == [{0.5}, {1.5}]
 
 
 def test_weight_decay_is_applied_to_matrices_only():
