@@ -1,6 +1,7 @@
 """Every speed claim of this repository, measured beside a baseline in the same run.
 
-    python bench.py train|ladder|generate|eval|data|all [--json FILE]
+    python bench.py train|optimizer|ladder|generate|eval|data|all [--json FILE]
+    python bench.py tokens [--batch 16384 --steps 500] [--json FILE]       # hours; not part of `all`
 
 Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
 """
@@ -21,7 +22,8 @@ from system.files import AtomicFile, require_writable_file
 from system.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 from training.costs import matmul_peak
 
-VERBS = ("data", "train", "ladder", "generate", "eval")
+VERBS = ("data", "train", "optimizer", "ladder", "generate", "eval")
+TOKENS = "tokens"  # takes hours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Settings:
     """Measure this machine: what we reach, what the baseline reaches, and what the hardware allows."""
 
     verb: tyro.conf.Positional[tuple[str, ...]] = ()
-    """what to measure: data, train, ladder, generate, eval or all"""
+    """what to measure: data, train, optimizer, ladder, generate, eval or all; or tokens, which takes hours"""
     json: str | None = None
     """write the rows to this file too: a list of {name, unit, ours, baseline, baseline_name, ratio, limit}"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -38,10 +40,21 @@ class Settings:
     """number format of matrix products, where a benchmark doesn't name its own"""
     runs: Annotated[int, Range(1, 10**4)] = 5
     """timed runs, of which the median counts"""
+    part: Literal["tune", "all"] = "all"
+    """tokens: only tune AdamW, or also compare the recipes"""
+    batch: Annotated[int, Range(1)] = 2048
+    """tokens: tokens in an update"""
+    steps: Annotated[int, Range(10)] = 1000
+    """tokens: updates of AdamW's runs"""
+    seeds: Annotated[int, Range(1)] = 3
+    """tokens: runs of each recipe"""
+    data_dir: str = "data/stdlib"
+    """tokens: folder of Python's standard library as bytes"""
 
     def check(self):
-        if len(self.verb) != 1 or self.verb[0] not in (*VERBS, "all"):
-            raise UserError(f"bench.py {' '.join(self.verb)}: expected one of {', '.join(VERBS)}, all")
+        verbs = (*VERBS, "all", TOKENS)
+        if len(self.verb) != 1 or self.verb[0] not in verbs:
+            raise UserError(f"bench.py {' '.join(self.verb)}: expected one of {', '.join(verbs)}")
         if self.json is not None:
             require_writable_file(self.json, "--json")
 

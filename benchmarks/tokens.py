@@ -1,0 +1,137 @@
+"""How many tokens each recipe needs to reach the loss of AdamW, whose settings are tuned first.
+
+A GPT-2 of about 2M parameters is trained on Python's standard library, as bytes. AdamW is tuned setting by setting,
+then trained with several seeds. Every other recipe is trained with the same seeds at several lengths, each with its
+complete schedule; the length at which its final validation loss equals that of AdamW with the same seed is
+interpolated. Runs that are done are skipped, so the same command continues an interrupted benchmark.
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import Row
+from configurator import configure
+from sweep import Point, Settings, as_flags, check_same_settings, run_point, summarize
+from system.errors import UserError
+from system.lock import folder_lock
+from system.signals import StopRequest
+
+FOLDER = Path("log") / "bench_tokens"
+T = 256
+COMMON = {
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 192,
+    "block_size": T,
+    "T": T,
+    "B": 8,
+    "schedule": "linear",
+    "min_lr": 0.0,
+    "compile": False,
+    "val_interval": 0,
+    "val_tokens": 256 * T,
+    "log_interval": 10,
+    "checkpoint_interval": 0,
+    "keep_last": 1,
+    "sample_interval": 0,
+    "hellaswag_interval": 0,
+}
+ADAMW = {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.98, "warmup_steps": 100}
+TUNED = {  # the values of AdamW that are tried, in this order; each keeps the best of those before it
+    "max_lr": (1e-3, 2e-3, 4e-3, 8e-3),
+    "beta2": (0.95, 0.98, 0.99),
+    "warmup_steps": (30, 100, 300),
+}
+MUON = {"optimizer": "muon", "max_lr": 6e-3, "beta2": 0.98, "warmup_steps": 30}  # as in config/quickstart.py
+RECIPES = {"muon": MUON, "muon, adamw x 2": MUON | {"adamw_lr_scale": 2.0}}
+LENGTHS = (0.35, 0.5, 0.65, 0.8)  # shares of AdamW's steps
+FIRST_SEED = 1337
+
+
+def run(settings):
+    """The rows of `python bench.py tokens`."""
+    check_data(settings)
+    with folder_lock(FOLDER), StopRequest() as stop:
+        bench = Benchmark(settings, stop)
+        best = bench.tune()
+        if settings.part == "tune":
+            return []
+        seeds = range(FIRST_SEED, FIRST_SEED + settings.seeds)
+        targets = [bench.final_loss(best, seed) for seed in seeds]
+        print(f"AdamW: {spread(targets)} after {settings.steps:,} steps", flush=True)
+        rows = []
+        for name, recipe in RECIPES.items():
+            needed = [bench.tokens_to_reach(target, recipe, seed) for target, seed in zip(targets, seeds, strict=True)]
+            rows.append(row(f"tokens/{settings.batch}/{name}", needed, settings.steps * settings.batch))
+        return rows
+
+
+def check_data(settings):
+    if not (Path(settings.data_dir) / "meta.json").exists():
+        raise UserError(
+            f"{settings.data_dir} holds no tokens: python prepare.py stdlib --tokenizer byte --out {settings.data_dir}"
+        )
+
+
+class Benchmark:
+    """Trains on demand, each run in a process and a folder of its own."""
+
+    def __init__(self, settings, stop):
+        self.settings, self.stop = settings, stop
+
+    def tune(self):
+        """AdamW's best settings, by the final validation loss with the first seed."""
+        best = ADAMW
+        for name, values in TUNED.items():
+            losses = {value: self.final_loss(best | {name: value}, FIRST_SEED) for value in values}
+            best = best | {name: min(losses, key=losses.get)}
+            print(f"AdamW, {name}: " + ", ".join(f"{value} {loss:.4f}" for value, loss in losses.items()), flush=True)
+        return best
+
+    def tokens_to_reach(self, target, recipe, seed):
+        """Tokens after which the recipe's final loss is `target`, or None if that is outside of LENGTHS."""
+        steps = [round(length * self.settings.steps) for length in LENGTHS]
+        losses = [self.final_loss(recipe, seed, count) for count in steps]
+        if not (min(losses) <= target <= max(losses)):
+            return None
+        logs = np.interp(-target, [-loss for loss in losses], [math.log(count) for count in steps])
+        return math.exp(logs) * self.settings.batch
+
+    def final_loss(self, recipe, seed, steps=None):
+        """The validation loss at the end of a run, in nats per byte; trains it if that is not done."""
+        steps = steps or self.settings.steps
+        given = recipe | {"seed": seed, "max_steps": steps, "total_batch_size": self.settings.batch}
+        name = ",".join(f"{key}={value}" for key, value in given.items())
+        here = {"data_dir": self.settings.data_dir, "log_dir": str(FOLDER / name)}
+        here |= {"device": self.settings.device, "dtype": self.settings.dtype}
+        arguments = as_flags(COMMON | given | here)
+        point = Point(given, configure(Settings, arguments), arguments)
+        check_same_settings(point)
+        if not point.is_done():
+            print(f"training {name}", flush=True)
+            code = run_point(point, self.stop)
+            if self.stop.requested:
+                print("stopped on request; run the same command again to continue", flush=True)
+                raise KeyboardInterrupt
+            if code:
+                raise UserError(f"the run in {point.log_dir} failed with exit code {code}, see above")
+        return summarize(point)["val"]
+
+
+def row(name, needed, baseline):
+    """A row of the table, and a line, from the tokens needed with each seed."""
+    found = [tokens for tokens in needed if tokens is not None]
+    missing = f"{len(needed) - len(found)} of {len(needed)} seeds reach it outside of {LENGTHS} of the tokens"
+    shares = "AdamW's tokens x " + spread([tokens / baseline for tokens in found]) if found else ""
+    note = "; ".join(part for part in (shares, missing if len(found) < len(needed) else "") if part)
+    print(f"{name}: {note}", flush=True)
+    tokens = statistics.mean(found) if found else None
+    return Row(name, "tokens", tokens, baseline, "AdamW, tuned", None, note, lower_is_better=True)
+
+
+def spread(values):
+    """Mean and range: `1.2345 (1.2300 … 1.2390)`."""
+    return f"{statistics.mean(values):.4f} ({min(values):.4f} … {max(values):.4f})"
