@@ -1,12 +1,14 @@
 """Tokenize text of any kind into shards to train on.
 
     python prepare.py SOURCE... [--tokenizer gpt2|byte] [--out DIR] [--val 0.1] [--format npy|bin]
+    python prepare.py CHATS.jsonl --chat [--T 1024] [--out DIR]
     python prepare.py --inspect DIR
 
 A SOURCE is a file, folder or pattern of .txt, .md, .py, .jsonl (also with .gz, .bz2 or .xz) or .parquet files, a data
 set on the Hugging Face hub (hf:OWNER/NAME[:CONFIG][@SPLIT]), or a named source: `--help` lists them, and
 text/sources.py defines them. Each plain text file, line or row is a document. If a source has no validation split of
-its own, the last tenth (`--val`) of its characters becomes one.
+its own, the last tenth (`--val`) of its characters becomes one. With `--chat`, each line of a .jsonl file is a
+conversation: see text/chat.py.
 """
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
@@ -22,6 +24,7 @@ from tqdm import tqdm
 from configurator import Range, configure
 from system.errors import UserError, command
 from system.lock import folder_lock
+from text.chat import write_chats
 from text.documents import FIELD, HalfPiece, cut_files, describe_files, fingerprint, is_package_mark, is_parquet
 from text.encoding import count_characters, get_tokenizer_once
 from text.progress import open_progress, read_finished
@@ -32,6 +35,7 @@ from text.worker_pool import MOST_PROCESSES, cpu_count, map_in_order
 from tokens.inspection import inspect
 from tokens.tokenizer import TokenizerName
 
+CHAT_WINDOW = 1024  # GPT-2's context
 SINGLE_PROCESS_BYTES = 32 << 20  # one process tokenizes less text than this sooner than workers start
 
 
@@ -48,6 +52,11 @@ class Settings:
     """fraction of each source's characters, at its end, that is validation"""
     text_field: str = FIELD
     """field of .jsonl files, and column of .parquet files, that holds the text"""
+    chat: bool = False
+    """the sources are .jsonl files with a conversation on each line, to fine-tune on the assistant's answers:
+    {"messages": [{"role": "system|user|assistant", "content": TEXT}, ...]} or {"prompt": TEXT, "completion": TEXT}"""
+    T: Annotated[int | None, Range(16, 2**20)] = None
+    """--chat: tokens in a training sequence, into which whole conversations are packed; by default 1024"""
     format: Literal["npy", "bin"] = "npy"
     """npy (NumPy) or bin (llm.c)"""
     num_proc: Annotated[int, Range(1, MOST_PROCESSES)] = cpu_count()
@@ -66,6 +75,8 @@ class Settings:
             raise UserError(f"prepare.py needs a source: {EXPECTED}")
         if self.sources and self.inspect:
             raise UserError("--inspect DIR writes nothing: leave out the sources")
+        if self.T is not None and not self.chat:
+            raise UserError("--T is for --chat; other text is cut into sequences when a run reads it")
         for name in self.sources:
             if self.sources.count(name) > 1:
                 raise UserError(f"{name} is given twice: name each source once")
@@ -80,7 +91,7 @@ def main(argv=None):
         inspect(settings.inspect)
         return
     name = "+".join(map(short_name, settings.sources))
-    suffix = "" if settings.tokenizer == "gpt2" else f"_{settings.tokenizer}"
+    suffix = ("_chat" if settings.chat else "") + ("" if settings.tokenizer == "gpt2" else f"_{settings.tokenizer}")
     out = Path("data", name + suffix) if settings.out is None else Path(settings.out)
     options = FetchOptions(out, settings.mirror, Retry(settings.patience, "another source, such as stdlib"))
     request = make_request(settings, options)
@@ -109,7 +120,14 @@ def make_request(settings, options):
     }
     if settings.text_field != FIELD:
         request["text_field"] = settings.text_field
+    if settings.chat:
+        request["chat"] = chat_window(settings)
     return request
+
+
+def chat_window(settings):
+    """Tokens in a window of conversations."""
+    return CHAT_WINDOW if settings.T is None else settings.T
 
 
 def check_no_file_twice(files):
@@ -127,6 +145,8 @@ def write_sources(progress, settings, options, name):
     get_tokenizer_once(settings.tokenizer)  # report a missing vocabulary before reading the text
     found = {source: get_source(source).find(options) for source in settings.sources}
     paths = [path for splits in found.values() for split in splits.values() for path in split]
+    if settings.chat:
+        return write_chats(progress, paths, chat_window(settings), settings.val)
     write = get_source(settings.sources[0]).write.get(settings.tokenizer)
     if write is not None:
         return write(progress, paths)

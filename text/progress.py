@@ -14,7 +14,7 @@ from pathlib import Path
 from system.boundary import read_json, require_fields, show
 from system.errors import UserError
 from system.files import AtomicFile
-from tokens.shards import check_entries, list_shards, progress_files, read_meta
+from tokens.shards import check_entries, list_shards, mask_path, progress_files, read_meta
 
 SHARD_TOKENS = 100_000_000
 LARGEST_SHARD = 2**31 - 1  # tokens; llm.c stores the number in an int32
@@ -174,9 +174,10 @@ def check_no_foreign_shards(out):
 
 
 def shard_files(out):
-    """Shards, `meta.json` and progress files; `meta.json` first."""
+    """Shards and their masks, `meta.json` and progress files; `meta.json` first."""
     meta = [path for path in [out / "meta.json"] if path.exists()]
-    return meta + progress_files(out) + list_shards(out, "train") + list_shards(out, "val")
+    shards = list_shards(out, "train") + list_shards(out, "val")
+    return meta + progress_files(out) + shards + [path for path in map(mask_path, shards) if path.exists()]
 
 
 def delete_shards(out, keep=None):

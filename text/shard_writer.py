@@ -136,8 +136,11 @@ class ShardWriter:
 # ---- after ----
 
 
-def finish(progress):
-    """Write `meta.json` if every worker has finished; returns its content, or None while others are working."""
+def finish(progress, **facts):
+    """Write `meta.json` if every worker has finished; returns its content, or None while others are working.
+
+    `facts` are added to it.
+    """
     progress.finished = True
     if progress.num_workers == 1:
         check_split_sizes(progress, progress.shards)
@@ -163,6 +166,7 @@ def finish(progress):
         "bytes": size,
         "bytes_per_token": round(size / tokens, 4),
         "seconds": round(sum(worker.seconds for worker in workers), 2),
+        **facts,
         "shards": shards,
     }
     with writing(progress.out / "meta.json"):
@@ -201,11 +205,26 @@ def print_summary(meta, out):
         f"{meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes_per_token']:.2f} bytes a token,"
         f" {format_count(len(meta['shards']), 'shard')}, {meta['seconds']:.1f} s ({rate:,.0f} tok/s)"
     )
+    if "chat" in meta:
+        print(describe_chat(meta["chat"], meta["tokens"]))
     print(f"next: {training_command(meta, out)}")
 
 
+def describe_chat(chat, total):
+    """What the windows of conversations hold, of `total` tokens; `chat` is that entry of `meta.json`."""
+    cut = f"; {format_count(chat['cut'], 'conversation')} cut at {chat['T']:,} tokens" if chat["cut"] else ""
+    return (
+        f"windows of {chat['T']:,} tokens: {chat['counted'] / total:.0%} are answers, which the loss counts,"
+        f" {1 - chat['tokens'] / total:.0%} are padding{cut}"
+    )
+
+
 def training_command(meta, out):
-    """The command that trains on a finished folder, with the recipe for own text if it is too small for GPT-2."""
+    """The command that trains on a finished folder, with the recipe for its kind or size."""
+    if "chat" in meta:
+        return (
+            f"python train_gpt2.py config/finetune_chat.py --data_dir {shlex.quote(str(out))} --T {meta['chat']['T']}"
+        )
     tokens = sum(entry["tokens"] for entry in meta["shards"] if split_of(entry["file"]) == "train")
     recipe = "config/own_text.py " if tokens < SMALL_CORPUS else ""
     return f"python train_gpt2.py {recipe}--data_dir {shlex.quote(str(out))}"

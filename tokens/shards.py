@@ -23,6 +23,7 @@ from tokens.tokenizer import VOCAB_SIZES
 
 BIN_MAGIC, BIN_VERSION = 20240520, 1  # llm.c, dataloader.h
 BIN_HEADER = 256  # int32 values
+MASK_SUFFIX = ".mask"
 META_VERSION = 1
 MAX_ID = 2**16 - 1  # what uint16 holds
 HEADER_BYTES = {".npy": 128, ".bin": 4 * BIN_HEADER}  # as written here and by NumPy ≥ 1.14; older files have others
@@ -256,6 +257,23 @@ def write_shard(path, tokens):
             np.lib.format.write_array_header_1_0(f, header)
         f.write(tokens.data)
     return describe_shard(path, tokens)
+
+
+def write_masked_shard(path, tokens, counted):
+    """Write tokens, uint16 (n,), and beside them a mask: which of them the loss counts, bool (n,).
+
+    The mask is a file of one byte a token, 0 or 1. It is written first, so that no shard is without its mask. Returns
+    the shard's entry in `meta.json`.
+    """
+    mask = np.ascontiguousarray(counted, np.uint8)
+    with AtomicFile(mask_path(path)) as f:
+        f.write(mask.data)
+    return write_shard(path, tokens) | {"mask_sha256": hashlib.sha256(mask).hexdigest()}
+
+
+def mask_path(path):
+    """Where the mask of the shard at `path` is: `chat_train_000001.mask`."""
+    return Path(path).with_suffix(MASK_SUFFIX)
 
 
 def describe_shard(path, tokens):
