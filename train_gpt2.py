@@ -67,11 +67,11 @@ def train(run):
         if cfg.overfit_batch:
             run.loader.position = 0
         mean_loss = torch.zeros((), device=rt.device)
-        for micro_step, (x, y) in enumerate(run.loader.next_step(), 1):  # x, y (B, T)
+        for micro_step, (x, y, divisor) in enumerate(run.loader.next_step(), 1):  # x, y (B, T)
             # The ranks average their gradients once per update, in the last backward pass.
             synchronize_gradients(run.train_model, last_micro_step=micro_step == run.loader.grad_accum_steps)
             with rt.autocast():
-                loss = run.train_model(rt.to_device(x), rt.to_device(y)) / run.loader.grad_accum_steps
+                loss = run.train_model(rt.to_device(x), rt.to_device(y)) / divisor
             run.scaler.scale(loss).backward()
             mean_loss += loss.detach()
 

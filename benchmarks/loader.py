@@ -37,7 +37,7 @@ def rows():
 def our_batches(shards):
     loader = TrainLoader(Windows(shards, T), B, total_batch_size=8 * B * T, seed=1337)
     while True:
-        yield from loader.next_step()
+        yield from ((x, y) for x, y, _ in loader.next_step())
 
 
 def common_batches(paths):

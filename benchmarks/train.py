@@ -176,7 +176,7 @@ class RandomTokens:
         self.steps_left -= 1
         v = self.variant
         tokens = torch.randint(50257, (v.grad_accum_steps, v.B, v.T + 1), generator=self.generator)
-        return ((part[:, :-1], part[:, 1:]) for part in tokens)
+        return ((part[:, :-1], part[:, 1:], v.grad_accum_steps) for part in tokens)
 
 
 class EndOfRun(Exception):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fork_server import ForkServer
 
-from tokens.shards import shard_name, write_meta, write_shard
+from tokens.shards import shard_name, write_masked_shard, write_meta, write_shard
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"{a} plus {b} makes {a + b}.\n" for a in range(40) for b in range(40))
@@ -42,17 +42,30 @@ TINY = {
 MEASURED = ("dt_ms", "tok_per_sec", "mfu", "mem_gb")  # streams of the log that differ between equal runs
 
 
-def write_corpus(folder, text=TEXT, shards=2, val=2000):
-    """Byte shards of `text`: the last `val` characters are validation, the rest is split over `shards`."""
+def write_corpus(folder, text=TEXT, shards=2, val=2000, masked=False):
+    """Byte shards of `text`: the last `val` characters are validation, the rest is split over `shards`.
+
+    If `masked`, the loss counts a share of the tokens that is different in each window, as in conversations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
     parts = [data[-val:], *np.array_split(data[:-val], shards)]
-    entries = [
-        write_shard(folder / shard_name("tiny", i, ".npy"), np.concatenate([[256], part]).astype(np.uint16))
-        for i, part in enumerate(parts)
-    ]
-    write_meta(folder, {"tokenizer": "byte", "source": "a test", "shards": entries})
+    entries = []
+    for i, part in enumerate(parts):
+        path, tokens = folder / shard_name("tiny", i, ".npy"), np.concatenate([[256], part]).astype(np.uint16)
+        entries.append(
+            write_masked_shard(path, tokens, uneven_mask(len(tokens))) if masked else write_shard(path, tokens)
+        )
+    chat = {"chat": {"T": TINY["T"], "tokens": 0, "counted": 0, "cut": 0}} if masked else {}
+    write_meta(folder, {"tokenizer": "byte", "source": "a test", **chat, "shards": entries})
     return folder
+
+
+def uneven_mask(n):
+    """Which of n tokens count, bool (n,): in each window of TINY's T between 1 and T - 1 of them, at random."""
+    generator, T = np.random.default_rng(0), TINY["T"]
+    counts = np.repeat(generator.integers(1, T, n // T + 1), T)[:n]
+    return generator.permuted(np.arange(n // T * T + T).reshape(-1, T) % T, axis=1).ravel()[:n] < counts
 
 
 def write_hellaswag(path, examples=7):

@@ -17,6 +17,7 @@ from system.boundary import foreign
 from system.errors import UserError
 from system.words import format_count
 from text.documents import is_jsonl, not_utf8
+from text.packed import is_packed, open_packed
 from text.progress import writing
 from text.shard_writer import finish
 from tokens.chat import check_messages, encode_chat
@@ -69,7 +70,7 @@ def read_chats(path, tokenizer, T):
     """Yield the `Chat`s of a .jsonl file. Raises `UserError`, with the line, for what is not in the form."""
     if not is_jsonl(path):
         raise UserError(f"{path}: expected a .jsonl file with a conversation on each line, {FORM}")
-    with foreign(path, "a file of conversations"), open(path, "rb") as f:
+    with foreign(path, "a file of conversations"), open_packed(path) if is_packed(path) else open(path, "rb") as f:
         lines = f.read().split(b"\n")
     for number, line in enumerate(tqdm(lines, f"reading {path}", unit=" lines", leave=False, disable=None), 1):
         if line.strip():

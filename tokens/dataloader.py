@@ -26,14 +26,16 @@ ROUNDS = 4  # of the Feistel network: enough for a pseudorandom permutation (Lub
 class Windows:
     """A split as one sequence of windows of T tokens."""
 
-    def __init__(self, shards, T, split="train", max_id=MAX_ID):
+    def __init__(self, shards, T, split="train", max_id=MAX_ID, counted=None):
         """`shards`: `Shards` with no id above `max_id`. Raises `UserError` if none is longer than T; `split` is for its
-        message."""
-        self.shards, self.T, self.max_id = shards, T, max_id
+        message. `counted`: which of all tokens count as targets, bool (n,), or None if all do. Then windows hold whole
+        conversations, and begin at the same tokens in each epoch.
+        """
+        self.shards, self.T, self.max_id, self.counted = shards, T, max_id, counted
         lengths = shards.lengths
         counts = (lengths - 1) // T
-        shifted = np.where(counts > 1, counts - 1, counts)
-        self.room = lengths - 1 - shifted * T  # the largest offset in each shard
+        shifted = np.where(counts > 1, counts - 1, counts) if counted is None else counts
+        self.room = lengths - 1 - shifted * T if counted is None else 0 * lengths  # the largest offset in each shard
         self.begin = cumulative(lengths)  # each shard's first token
         self.first, self.first_shifted = cumulative(counts), cumulative(shifted)  # each shard's first window
         if len(self) == 0:
@@ -84,7 +86,19 @@ class Windows:
             if window.max() > self.max_id:
                 self.refuse_ids(shard, window)
             x[row], y[row] = window[:-1], window[1:]
+            if self.counted is not None:
+                y[row, ~self.targets_counted(starts[row])] = IGNORE
         return torch.from_numpy(x), torch.from_numpy(y)
+
+    def targets_counted(self, start):
+        """Which targets count, bool (T,), of the window that begins at token `start`; `counted` must be given."""
+        return self.counted[start + 1 : start + self.T + 1]
+
+    def count_targets(self, starts):
+        """How many targets count in each of these windows, int64 of the shape of `starts`."""
+        if self.counted is None:
+            return np.full(starts.shape, self.T)
+        return np.reshape([self.targets_counted(start).sum() for start in starts.flat], starts.shape)
 
     def refuse_ids(self, shard, window):
         raise RankError(  # only the rank whose window it is meets it
@@ -115,7 +129,11 @@ class TrainLoader:
         self.shifts = 1  # 0: every epoch has the windows of the first, in runs that an earlier version began
 
     def next_step(self):
-        """This rank's micro-batches of the next step: a generator of `grad_accum_steps` pairs of int64 (B, T)."""
+        """This rank's micro-batches of the next step: a generator of `grad_accum_steps` triples (x, y, divisor).
+
+        x and y are int64 (B, T). The mean loss of each, over its targets that count, divided by `divisor`, summed over
+        the micro-steps and averaged over the ranks, is the mean over all targets that count in the step.
+        """
         batches = self.step_at(self.position)
         self.position += self.windows_per_step
         return batches
@@ -123,7 +141,12 @@ class TrainLoader:
     def step_at(self, position):
         """This rank's micro-batches of the step that begins at window `position`, without taking them."""
         starts = self.order(position, self.windows_per_step).reshape(-1, self.world_size, self.B)
-        return (self.windows.read(mine) for mine in starts[:, self.rank])
+        counts = self.windows.count_targets(starts).sum(-1)  # (micro-steps, ranks)
+        divisors = counts.sum() / (counts[:, self.rank] * self.world_size)
+        return (
+            (*self.windows.read(mine), divisor)
+            for mine, divisor in zip(starts[:, self.rank], divisors.tolist(), strict=True)
+        )
 
     def order(self, position, count):
         """The windows at `position` … `position + count - 1` of the endless sequence: their first tokens, (count,)."""

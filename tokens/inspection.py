@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from system.errors import UserError
 from system.words import format_count
-from tokens.shards import open_data, read_meta
+from tokens.shards import mask_path, open_data, read_meta
 from tokens.tokenizer import VOCAB_SIZES, end_of_text_id, get_tokenizer
 
 SHOWN_TOKENS = 64  # of each split
@@ -58,14 +58,21 @@ def print_counts(data):
                 name = os.path.basename(path)
                 if digest != entries[name]["sha256"]:
                     damaged.append(name)
+                if data.counted is not None and digest_of_mask(path) != entries[name].get("mask_sha256"):
+                    damaged.append(mask_path(name).name)
             tokens = data.tokens(split)
-            mean = f", {tokens / documents:,.1f} tokens each" if documents else ""
-            counts = (
-                f"{format_count(len(shards), 'shard')}, {format_count(tokens, 'token')},"
-                f" {format_count(documents, 'document')}{mean}"
-            )
-            tqdm.write(f"{split:>5}: {counts}")
+            counts = f"{format_count(len(shards), 'shard')}, {format_count(tokens, 'token')}"
+            tqdm.write(f"{split:>5}: {counts}, {describe_documents(data, split, documents)}")
     return damaged
+
+
+def describe_documents(data, split, documents):
+    """What a split holds; `documents` is the number of its end-of-text ids, of which a conversation has several."""
+    if data.counted is not None:
+        share = data.counted[split].mean()
+        return f"conversations in windows of {data.chat_window:,} tokens, of which {share:.0%} count in the loss"
+    mean = f", {data.tokens(split) / documents:,.1f} tokens each" if documents else ""
+    return format_count(documents, "document") + mean
 
 
 def print_beginnings(data):
@@ -81,6 +88,11 @@ def print_beginnings(data):
             print(f"{split:>5} begins with ids {ids[:SHOWN_IDS]}")
         else:
             print(f"{split:>5} begins: {tokenizer.decode(ids)!r}")
+
+
+def digest_of_mask(path):
+    """The checksum of the mask of the shard at `path`."""
+    return hashlib.sha256(mask_path(path).read_bytes()).hexdigest()
 
 
 def read_shard(shard, eot, bar):

@@ -105,6 +105,12 @@ class TokenData:
     tokenizer: str
     max_id: int
     meta: dict
+    counted: dict[str, np.ndarray] | None = None  # by split: which tokens the loss counts, bool (n,); None: all
+
+    @property
+    def chat_window(self):
+        """Tokens in a window of whole conversations, or None if the folder holds plain text."""
+        return self.meta["chat"]["T"] if "chat" in self.meta else None
 
     def tokens(self, split):
         """The number of tokens of a split."""
@@ -139,7 +145,8 @@ def open_data(data_dir, how_to_make):
     for shards in splits.values():
         shards.map_few()
     max_id = max(entry["max_id"] for entry in meta["shards"])
-    return TokenData(splits, meta["tokenizer"], max_id, meta)
+    counted = {split: read_masks(shards) for split, shards in splits.items()} if "chat" in meta else None
+    return TokenData(splits, meta["tokenizer"], max_id, meta, counted)
 
 
 def check_against_meta(data_dir, sizes, lengths, how_to_make):
@@ -271,6 +278,22 @@ def write_masked_shard(path, tokens, counted):
     return write_shard(path, tokens) | {"mask_sha256": hashlib.sha256(mask).hexdigest()}
 
 
+def read_masks(shards):
+    """Which tokens of a split the loss counts, bool (n,): the masks of its shards, joined."""
+    masks = [read_mask(mask_path(path), length) for path, length in zip(shards.paths, shards.lengths, strict=True)]
+    return np.concatenate(masks) != 0
+
+
+def read_mask(path, length):
+    """A mask as bytes, uint8 (length,). Raises `UserError` unless the file has that many."""
+    require_regular_file(path, "a mask of a shard")
+    with foreign(path, "a mask of a shard", "make the folder again"):
+        mask = np.fromfile(path, np.uint8)
+    if len(mask) != length:
+        raise UserError(f"{path} has {len(mask):,} bytes, its shard {length:,} tokens; make the folder again")
+    return mask
+
+
 def mask_path(path):
     """Where the mask of the shard at `path` is: `chat_train_000001.mask`."""
     return Path(path).with_suffix(MASK_SUFFIX)
@@ -297,6 +320,9 @@ def read_meta(data_dir):
         known = " or ".join(VOCAB_SIZES)
         raise UserError(f"{path}: tokenizer = {show(meta['tokenizer'])}, expected {known}; make the folder again")
     check_entries(meta["shards"], path)
+    if "chat" in meta:
+        require_fields(meta, path, chat=dict)
+        require_fields(meta["chat"], f"{path}: chat", T=int, tokens=int, counted=int, cut=int)
     return meta
 
 

@@ -93,15 +93,15 @@ def replay(run, model, position):
 
 def measure_step(run, model, position):
     """{name: extent (4,)} of this rank's activations and gradients in the step that begins at window `position`."""
-    rt, steps = run.rt, run.loader.grad_accum_steps
+    rt = run.rt
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rt.seed_step(run.cfg.seed, run.state.step)
     total = {}
-    for x, y in run.loader.step_at(position):
+    for x, y, divisor in run.loader.step_at(position):
         with record_activations(model) as measured, rt.autocast():
             loss = model(rt.to_device(x), rt.to_device(y))
         measured[LOSS] = measure(loss)
-        gradients = torch.autograd.grad(run.scaler.scale(loss / steps), params.values())
+        gradients = torch.autograd.grad(run.scaler.scale(loss / divisor), params.values())
         measured |= {name: measure(gradient) for name, gradient in zip(params, gradients, strict=True)}
         total = {name: torch.maximum(row, total.get(name, row)) for name, row in measured.items()}
     return total

@@ -152,6 +152,7 @@ def checkpoint_content(run):
         "rng": {"seed": run.cfg.seed},  # every random draw is a function of seed, step and rank: Runtime.seed_step
         "train_windows": len(run.loader.windows),
         "data_digest": run.data_digest,
+        "chat": run.chat,
         **run.state.state_dict(),
     }
 

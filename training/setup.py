@@ -49,7 +49,10 @@ class RunData:
     def digest(self):
         """A checksum of all shards, in their order, from the checksums in `meta.json`; None for synthetic data."""
         shards = self.tokens.meta.get("shards", [])
-        checksums = [f"{split_of(shard['file'])} {shard['sha256']}" for shard in sorted(shards, key=itemgetter("file"))]
+        checksums = [
+            f"{split_of(shard['file'])} {shard['sha256']}{shard.get('mask_sha256', '')}"
+            for shard in sorted(shards, key=itemgetter("file"))
+        ]
         return hashlib.sha256("\n".join(checksums).encode()).hexdigest()[:16] if shards else None
 
 
@@ -87,6 +90,7 @@ def make_run(cfg, rt, stop_request, data, model, saved):
     run = assemble(cfg, rt, model, loader, open_log(cfg, rt, start_step), start_step)
     run.stop_request, run.evaluations = stop_request, evaluations
     run.tokenizer_name, run.data_digest = data.tokens.tokenizer, data.digest()
+    run.chat = data.tokens.chat_window is not None
     if saved is not None:
         load_content(run, saved)
     return run
@@ -212,7 +216,17 @@ def open_run_data(cfg, rt):
     tokens = synthetic_data() if cfg.data_dir == SYNTHETIC else open_data_dir(cfg.data_dir, rt)
     if cfg.tokenizer not in (None, tokens.tokenizer):
         raise UserError(f"tokenizer = {cfg.tokenizer}, but {cfg.data_dir} was made with {tokens.tokenizer}")
-    return RunData(tokens, *(Windows(tokens.splits[split], cfg.T, split, tokens.max_id) for split in ("train", "val")))
+    if tokens.chat_window not in (None, cfg.T):
+        raise UserError(
+            f"T = {cfg.T}, but {cfg.data_dir} holds conversations in windows of {tokens.chat_window} tokens: set it so,"
+            " or prepare them again"
+        )
+    return RunData(tokens, make_windows(tokens, "train", cfg.T), make_windows(tokens, "val", cfg.T))
+
+
+def make_windows(tokens, split, T):
+    counted = None if tokens.counted is None else tokens.counted[split]
+    return Windows(tokens.splits[split], T, split, tokens.max_id, counted)
 
 
 def open_data_dir(data_dir, rt):

@@ -81,6 +81,7 @@ class Run:
     watch: object
     start_step: int = 0  # the first step of this process: 0, or the resumed checkpoint's
     data_digest: str | None = None  # checksum of the data, see `RunData.digest`
+    chat: bool = False  # whether the data are conversations
     good_steps: set = field(default_factory=set)  # of the numbered checkpoints that were written or verified since then
     saved_best: tuple[float, int] | None = None  # `state.best` when the best checkpoint was last written
     unwritten: set = field(default_factory=set)  # paths that could not be written the last time

@@ -26,6 +26,7 @@ SETTINGS = TINY | {
     "sample_interval": 2,
     "num_samples": 1,
     "sample_tokens": 6,
+    "sample_prompt": "?",  # short enough for the context
     "watch": True,
 }
 MODES = ("none", "optimizer", "full")
@@ -44,7 +45,8 @@ def settings(tmp_path_factory):
     """`SETTINGS` with data."""
     folder = tmp_path_factory.mktemp("data")
     hellaswag = write_hellaswag(folder / "hellaswag.jsonl")
-    return SETTINGS | {"data_dir": write_corpus(folder / "data"), "hellaswag_data": hellaswag}
+    data = write_corpus(folder / "data", masked=True)  # so that the ranks' batches have different numbers of targets
+    return SETTINGS | {"data_dir": data, "hellaswag_data": hellaswag}
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def expected_windows(lengths=(100, 57, 9, 8, 1)):
 
 def take(loader, steps):
     """The first tokens of the windows of each step."""
-    return [[row for x, _ in loader.next_step() for row in x[:, 0].tolist()] for _ in range(steps)]
+    return [[row for x, _, _ in loader.next_step() for row in x[:, 0].tolist()] for _ in range(steps)]
 
 
 def flat(steps):
@@ -100,7 +100,7 @@ def test_offsets_depend_on_seed_epoch_and_shard():
 
 def test_windows_pair_each_token_with_the_next_of_the_same_shard():
     loader = TrainLoader(make_windows(), B=4, total_batch_size=4 * T, seed=1)
-    for x, y in itertools.chain.from_iterable(loader.next_step() for _ in range(12)):  # more than two epochs
+    for x, y, _ in itertools.chain.from_iterable(loader.next_step() for _ in range(12)):  # more than two epochs
         assert x.shape == y.shape == (4, T)
         assert (y == x + 1).all()
         assert (x[:, 1:] == x[:, :-1] + 1).all()
@@ -113,7 +113,7 @@ def test_train_loader_step_is_the_same_for_every_B_and_world_size(B, world_size)
     loaders = [TrainLoader(windows, B, 8 * T, 7, rank, world_size) for rank in range(world_size)]
     for expected in reference:
         micro_steps = zip(*(list(loader.next_step()) for loader in loaders), strict=True)
-        rows = [row for ranks in micro_steps for x, _ in ranks for row in x[:, 0].tolist()]
+        rows = [row for ranks in micro_steps for x, _, _ in ranks for row in x[:, 0].tolist()]
         assert rows == expected
 
 

@@ -96,7 +96,7 @@ def test_diagnosis_compares_an_outlier_with_the_step_before(make_run, capsys):
     run.loader.position = run.loader.windows_per_step  # as in step 1
     norms, losses = [], []
     for position in (0, 16):
-        loss = run.model(*map(run.rt.to_device, next(run.loader.step_at(position))))
+        loss = run.model(*map(run.rt.to_device, next(run.loader.step_at(position))[:2]))
         loss.backward()
         losses.append(loss.item())
         norms.append({name: p.grad.norm().item() for name, p in run.model.named_parameters()})

@@ -35,9 +35,10 @@ def train_by_textbook(run, divide=True):
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, foreach=False)
     losses, norms = [], []
     for step in range(cfg.max_steps):
-        x, y = (torch.cat(parts) for parts in zip(*run.loader.next_step(), strict=True))
+        x, y = (torch.cat(parts) for parts in list(zip(*run.loader.next_step(), strict=True))[:2])
         logits, targets = model(run.rt.to_device(x)), run.rt.to_device(y)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) * (1 if divide else run.loader.grad_accum_steps)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        loss = loss * (1 if divide else run.loader.grad_accum_steps)
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.sqrt(sum(p.grad.square().sum() for p in model.parameters())).item())
@@ -61,6 +62,12 @@ def assert_same_training(ours, expected):
 def test_update_equals_the_textbook_for_every_accumulation(make_run, B):
     expected = train_by_textbook(make_run(B=16))
     assert_same_training(train_and_read(make_run(B=B)), expected)
+
+
+def test_update_is_the_mean_over_all_targets_that_count(make_run, tmp_path):
+    masked = {"data_dir": write_corpus(tmp_path / "masked", masked=True)}
+    expected = train_by_textbook(make_run(B=16, **masked))
+    assert_same_training(train_and_read(make_run(B=2, **masked)), expected)
 
 
 def test_update_comparison_catches_a_missing_division(make_run):

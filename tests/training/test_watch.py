@@ -32,8 +32,8 @@ def norm_of(tensors, names):
 def test_watch_logs_the_norms_of_gradients_and_updates(make_run, grad_clip):
     run = make_run(max_steps=1, watch=True, grad_clip=grad_clip)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    for x, y in run.loader.step_at(0):
-        (run.model(run.rt.to_device(x), run.rt.to_device(y)) / run.loader.grad_accum_steps).backward()
+    for x, y, divisor in run.loader.step_at(0):
+        (run.model(run.rt.to_device(x), run.rt.to_device(y)) / divisor).backward()
     gradients = {name: p.grad.clone() for name, p in run.model.named_parameters()}
     run.model.zero_grad()
     train(run)
