@@ -28,6 +28,8 @@ def print_banner(run, data):
         rt.print(
             f"found {format_count(len(shards), 'shard')} for split {split}: {total:,} {data.tokens.tokenizer} tokens"
         )
+    if data.tokens.counted is not None:
+        rt.print(f"conversations: the loss counts {data.tokens.counted['train'].mean():.0%} of the tokens")
     rt.print(step_line(cfg, rt.world_size))
     rt.print("\n".join(epoch_lines(cfg, len(data.train))))
     rt.print("\n".join(schedule_lines(cfg)))

@@ -45,6 +45,39 @@ def take_shifted_epochs(windows, epochs, seed=1):
     return [sorted(step) for step in take(loader, epochs)]
 
 
+def make_masked_windows():
+    """(windows, mask): a random mask over shards of 2 and 3 windows, in which each window has a target that counts."""
+    generator = np.random.default_rng(0)
+    lengths = (2 * T + 1, 3 * T + 1)
+    counted = generator.random(sum(lengths)) < np.repeat([0.9, 0.1], lengths)
+    counted[T - 1 :: T] = True
+    windows = make_windows(lengths)
+    return Windows(windows.shards, T, counted=counted), counted
+
+
+def test_masked_windows_ignore_the_targets_that_do_not_count():
+    windows, counted = make_masked_windows()
+    x, y = windows.batch(np.arange(5))
+    for row, start in enumerate(expected_windows((2 * T + 1, 3 * T + 1))):
+        assert x[row].tolist() == list(range(start, start + T))
+        assert y[row].tolist() == [i if counted[i] else -1 for i in range(start + 1, start + T + 1)]
+
+
+@pytest.mark.parametrize(("B", "world_size"), [(4, 1), (1, 1), (1, 2), (2, 2)])
+def test_masked_loader_weights_micro_batches_by_their_targets(B, world_size):
+    windows, _ = make_masked_windows()
+    loaders = [TrainLoader(windows, B, 4 * T, 5, rank, world_size) for rank in range(world_size)]
+    for _ in range(4):  # three epochs
+        batches = [batch for loader in loaders for batch in loader.next_step()]
+        losses = [
+            (y[y != -1] * 1.0).mean().item() / divisor for _, y, divisor in batches
+        ]  # the loss is the target's id
+        targets = np.concatenate([y[y != -1] for _, y, _ in batches])
+        assert sum(losses) / world_size == pytest.approx(targets.mean())
+        begins = [row for x, _, _ in batches for row in x[:, 0].tolist()]
+        assert set(begins) <= set(expected_windows((2 * T + 1, 3 * T + 1))), "conversations are never cut"
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 1000, 4097])
 def test_permute_is_a_permutation_for_every_size(n):
     for epoch in range(3):

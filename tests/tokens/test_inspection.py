@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from helpers import write_corpus
 
 from system.errors import UserError
 from tokens.inspection import inspect
@@ -46,3 +47,19 @@ def test_inspect_reads_shards_made_elsewhere(tmp_path, capsys):
     assert "gpt2 tokenizer" in printed
     assert "3 tokens, 2 documents, 1.5 tokens each" in printed
     assert "made elsewhere" in printed
+
+
+def test_inspect_verifies_masks(tmp_path, capsys):
+    folder = write_corpus(tmp_path / "data", masked=True)
+    inspect(folder)
+    assert "conversations in windows of 32 tokens, of which 5" in capsys.readouterr().out  # 50 to 59 percent count
+    mask = folder / "tiny_train_000002.mask"
+    mask.write_bytes(b"\2" + mask.read_bytes()[1:])
+    with pytest.raises(UserError, match=r"tiny_train_000002\.mask has changed"):
+        inspect(folder)
+    mask.write_bytes(mask.read_bytes()[1:])
+    with pytest.raises(UserError, match=r"tiny_train_000002\.mask has [\d,]+ bytes, its shard [\d,]+ tokens"):
+        inspect(folder)
+    mask.unlink()
+    with pytest.raises(UserError, match=r"tiny_train_000002\.mask"):
+        inspect(folder)

@@ -199,6 +199,11 @@ def test_shard_that_is_damaged_is_named(tmp_path, capsys):
     assert "tiny_train_000001.npy" in refused(capsys, data_dir=folder, log_dir=tmp_path / "log")
 
 
+def test_conversations_need_the_sequence_length_of_their_windows(tmp_path, capsys):
+    settings = {"data_dir": write_corpus(tmp_path / "data", masked=True), "log_dir": tmp_path / "log", "T": 16}
+    assert "holds conversations in windows of 32 tokens: set it so" in refused(capsys, **settings)
+
+
 def test_log_dir_with_a_run_is_never_overwritten_unasked(corpus, tmp_path, capsys):
     settings = {"data_dir": corpus, "log_dir": tmp_path / "log", "max_steps": 1}
     train_gpt2.main(as_flags(TINY | settings))
