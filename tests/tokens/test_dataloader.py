@@ -67,15 +67,18 @@ def test_masked_windows_ignore_the_targets_that_do_not_count():
 def test_masked_loader_weights_micro_batches_by_their_targets(B, world_size):
     windows, _ = make_masked_windows()
     loaders = [TrainLoader(windows, B, 4 * T, 5, rank, world_size) for rank in range(world_size)]
-    for _ in range(4):  # three epochs
+    seen = []
+    for _ in range(5):  # four epochs
         batches = [batch for loader in loaders for batch in loader.next_step()]
         losses = [
             (y[y != -1] * 1.0).mean().item() / divisor for _, y, divisor in batches
         ]  # the loss is the target's id
         targets = np.concatenate([y[y != -1] for _, y, _ in batches])
         assert sum(losses) / world_size == pytest.approx(targets.mean())
-        begins = [row for x, _, _ in batches for row in x[:, 0].tolist()]
-        assert set(begins) <= set(expected_windows((2 * T + 1, 3 * T + 1))), "conversations are never cut"
+        seen += [row for x, _, _ in batches for row in x[:, 0].tolist()]
+    assert sorted(seen) == sorted(4 * expected_windows((2 * T + 1, 3 * T + 1))), (
+        "each conversation once per epoch, whole"
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 1000, 4097])
