@@ -18,10 +18,9 @@ from typing import Annotated, Literal
 import torch
 
 from configurator import Range, configure
-from formats.checkpoint import best_of, describe_age, newest_checkpoint
 from formats.read import BestFlag
 from inference.chat import Conversation
-from inference.eval_model import for_inference, load
+from inference.eval_model import find_newest, for_inference, load
 from inference.generate import GenerationConfig, generate
 from inference.sampling import STYLES
 from inference.text_samples import DEFAULT_PROMPTS, TextDecoder, encode_prompt
@@ -106,15 +105,6 @@ def main(argv=None):
             interact(gpt, tokenizer, settings)
         else:
             stream_samples(gpt, tokenizer, settings, DEFAULT_PROMPTS[tokenizer.name] if prompt is None else prompt)
-
-
-def find_newest(best):
-    """The path of the newest checkpoint under log/, or of its run's best; says which run that is and how old it is."""
-    path = newest_checkpoint()
-    if best:
-        path = best_of(Path(path).parent)
-    print(f"--model is not given: {describe_age(path)}", file=sys.stderr, flush=True)
-    return path
 
 
 def read_prompt(settings):

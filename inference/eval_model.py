@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from formats.checkpoint import best_of, describe_age, newest_checkpoint
 from formats.read import read
 from model import GPT
 from system.errors import UserError
@@ -34,6 +37,15 @@ def open_model(name, best=False):
             " vocabulary of gpt2 or byte"
         )
     return model_file
+
+
+def find_newest(best):
+    """The path of the newest checkpoint under log/, or of its run's best; says which run that is and how old it is."""
+    path = newest_checkpoint()
+    if best:
+        path = best_of(Path(path).parent)
+    print(f"--model is not given: {describe_age(path)}", file=sys.stderr, flush=True)
+    return path
 
 
 def load(name, rt, best=False):
