@@ -1,7 +1,7 @@
 """Fixtures: the device that tests compute on, a tiny corpus and a tiny training run.
 
 python -m pytest --device cuda      # the tests of model, training and inference on a GPU, and those marked `cuda`
-python -m pytest -m slow            # the tests that compile for a minute, which a GPU always runs
+python -m pytest -m slow            # the tests that compile or drive a browser, which a GPU always runs
 """
 
 import os
