@@ -1,6 +1,7 @@
 """Write a model in another program's format, or find where two models differ.
 
     python export.py log/model_19073.pt --to hf --out my_gpt2                a folder in Hugging Face's format
+    python export.py log/model_19073.pt --to gguf --out my_gpt2.gguf         for llama.cpp, Ollama, LM Studio
     python export.py log/model_19073.pt --to llmc --out gpt2_124M.bin --debug_state
     python export.py gpt2 --to llmc-tokenizer --out gpt2_tokenizer.bin       the tokenizer of that name
     python export.py hellaswag_val.jsonl --to llmc-hellaswag --out hellaswag_val.bin
@@ -21,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from configurator import Range, configure
-from formats import checkpoint, hugging_face, llmc
+from formats import checkpoint, gguf, hugging_face, llmc
 from formats.read import BestFlag, read
 from inference import compare
 from inference.hellaswag import read_records
@@ -34,7 +35,8 @@ from tokens.shards import open_shard
 from tokens.tokenizer import get_tokenizer
 
 DEBUG_BATCH = (4, 64)  # rows and tokens of llm.c's own debug state
-DTYPES = {"llmc": torch.float32, "llmc-bf16": torch.bfloat16}
+LLMC_DTYPES = {"llmc": torch.float32, "llmc-bf16": torch.bfloat16}
+GGUF_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Settings(BestFlag):
     """Write a model in another program's format, or compare it with another model."""
 
     source: tyro.conf.Positional[str] = ""
-    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c;
+    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT, llm.c or GGUF;
     for llm.c also a tokenizer's name, or HellaSwag's .jsonl"""
-    to: Literal["hf", "llmc", "llmc-bf16", "llmc-tokenizer", "llmc-hellaswag"] | None = None
-    """format to write: a folder in Hugging Face's format, or one of llm.c's files"""
+    to: Literal["hf", "gguf", "llmc", "llmc-bf16", "llmc-tokenizer", "llmc-hellaswag"] | None = None
+    """format to write: a folder in Hugging Face's format, llama.cpp's GGUF, or one of llm.c's files"""
     out: str | None = None
     """file or folder to write; must not exist yet"""
+    dtype: Literal[*GGUF_DTYPES] = "float32"
+    """with gguf: number format of the matrices"""
     debug_state: bool = False
     """with llmc or llmc-bf16: also write the logits, loss and gradients of a batch, next to OUT"""
     shard: str | None = None
@@ -61,8 +65,10 @@ class Settings(BestFlag):
         if not self.source:
             raise UserError("name a model: python export.py MODEL --to hf --out FOLDER (--help lists all)")
         if self.to is None and self.check is None:
-            raise UserError("nothing to do: add --to hf|llmc|llmc-bf16 --out PATH, or --check OTHER")
-        if self.debug_state and self.to not in DTYPES:
+            raise UserError("nothing to do: add --to hf|gguf|llmc|llmc-bf16 --out PATH, or --check OTHER")
+        if self.dtype != "float32" and self.to != "gguf":
+            raise UserError("--dtype requires --to gguf")
+        if self.debug_state and self.to not in LLMC_DTYPES:
             raise UserError("--debug_state requires --to llmc or --to llmc-bf16")
         if self.shard is not None and not self.debug_state:
             raise UserError("--shard requires --debug_state")
@@ -96,6 +102,8 @@ def run(settings):
     print(f"{model_file.source}: {size:,} parameters, tokenizer {model_file.tokenizer or 'unknown'}")
     if settings.to == "hf":
         export_hugging_face(settings, model, model_file)
+    elif settings.to == "gguf":
+        export_gguf(settings, model, model_file)
     elif settings.to is not None:
         export_llmc(settings, model)
     return 0 if settings.check is None else check(model, settings.check, settings.tolerance)
@@ -106,6 +114,8 @@ def check_output(settings):
     if settings.out is None:
         raise UserError("--out PATH is missing: where to write")
     require_new_path(settings.out)
+    if settings.to == "gguf":
+        gguf.require_package()
     if settings.debug_state:
         require_new_path(debug_state_path(settings.out))
 
@@ -140,11 +150,20 @@ def export_hugging_face(settings, model, model_file):
         print(f"left out: {missing}")
 
 
+def export_gguf(settings, model, model_file):
+    dtype = GGUF_DTYPES[settings.dtype]
+    make_parent(settings.out)
+    shape, tensors = model.config.shape, model.to_tensors()
+    gguf.write(settings.out, shape, tensors, model_file.tokenizer, dtype, model_file.chat)
+    chat = ", with a chat template" if model_file.chat else ""
+    print(f"{settings.out}: GGUF with matrices in {dtype_name(dtype)}, tokenizer {model_file.tokenizer}{chat}")
+
+
 def export_llmc(settings, model):
     state_path = debug_state_path(settings.out)
     if settings.debug_state:
         inputs, targets = debug_batch(model.config, settings.shard)
-    dtype = DTYPES[settings.to]
+    dtype = LLMC_DTYPES[settings.to]
     make_parent(settings.out)
     llmc.write_model(settings.out, model.config.shape, model.to_tensors(), dtype)
     print(f"{settings.out}: llm.c weights in {dtype_name(dtype)}")

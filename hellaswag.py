@@ -27,7 +27,7 @@ class Settings(BestFlag):
     """Score a model on HellaSwag. Also runs under torchrun."""
 
     model: str = "gpt2"
-    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"""
+    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT, llm.c or GGUF"""
     data: str | None = None
     """a .jsonl file with the original's fields; by default the original 10,042 validation examples, downloaded once"""
     limit: Annotated[int | None, Range(1)] = None

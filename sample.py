@@ -34,7 +34,7 @@ class Settings(BestFlag):
     """Continue a prompt with a model."""
 
     model: str | None = None
-    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c;
+    """a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT, llm.c or GGUF;
     by default the newest checkpoint under log/"""
     prompt: str | None = None
     """text to continue; by default what is piped in, else "Hello, I'm a language model,", or nothing for byte models"""

@@ -304,19 +304,28 @@ def add_chat_template(path):
 
 def write_gpt2_tokenizer(folder, block_size):
     """Write the files of GPT-2's tokenizer. Returns None, or the reason why its vocabulary is not available."""
-    from tiktoken.load import read_file_cached
-
     try:
-        get_tokenizer("gpt2")  # its error explains how to get the vocabulary
-        for name, (remote, sha256) in GPT2_VOCABULARY.items():
-            (folder / name).write_bytes(read_file_cached(GPT2_VOCABULARY_URL + remote, sha256))
+        files = gpt2_vocabulary()
     except UserError as error:
         return f"the tokenizer's files: {error}"
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     with quiet_transformers() as transformers:
         tokenizer = transformers.GPT2Tokenizer.from_pretrained(folder, model_max_length=block_size)
         with library_write(folder):
             tokenizer.save_pretrained(folder)  # adds tokenizer.json and tokenizer_config.json
     return None
+
+
+def gpt2_vocabulary():
+    """The files of GPT-2's vocabulary, {name: bytes}. Raises `UserError` if they are not available."""
+    from tiktoken.load import read_file_cached
+
+    get_tokenizer("gpt2")  # its error explains how to get the vocabulary
+    return {
+        name: read_file_cached(GPT2_VOCABULARY_URL + remote, sha256)
+        for name, (remote, sha256) in GPT2_VOCABULARY.items()
+    }
 
 
 @contextlib.contextmanager

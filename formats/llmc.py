@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from formats.model_file import BLOCK_SHAPES, SHAPE_FIELDS, WTE, ModelFile, checked_shape, count_values, parameter_shapes
+from formats.model_file import (
+    BLOCK_SHAPES,
+    SHAPE_FIELDS,
+    WTE,
+    ModelFile,
+    as_bytes,
+    checked_shape,
+    count_values,
+    parameter_shapes,
+)
 from system.errors import UserError
 from system.files import AtomicFile
 from tokens.shards import BIN_HEADER, BIN_MAGIC
@@ -219,11 +228,6 @@ def write_tensors(f, shape, tensors, dtype):
     for name in file_order(shape["n_layer"]):
         tensor = tensors[name].to(dtype)
         f.write(as_bytes(F.pad(tensor, (0, 0, 0, padding)) if name == WTE else tensor))
-
-
-def as_bytes(tensor):
-    """The bytes of a tensor, row by row. NumPy has no bfloat16, so they are viewed as uint8 first."""
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def file_order(n_layer):

@@ -147,3 +147,8 @@ def with_gpt2_names(tensors):
 def is_tensor_dict(value):
     """Whether `value` is a non-empty {name: tensor}."""
     return isinstance(value, dict) and value != {} and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def as_bytes(tensor):
+    """The bytes of a tensor, row by row. NumPy has no bfloat16, so they are viewed as uint8 first."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -4,6 +4,7 @@
     a folder            a run's (its newest checkpoint, with `best` its best), or Hugging Face's format
     a torch.save file   a checkpoint of this repository, of nanoGPT or of build-nanogpt; no code in it is executed
     an llm.c model      see `llmc.py`
+    a GGUF file         of llama.cpp, not quantized
 
 To add a format, write a module with `matches(path, start)` and `read(path)` and add it to `FORMATS`.
 """
@@ -11,11 +12,11 @@ To add a format, write a module with `matches(path, start)` and `read(path)` and
 import os
 from dataclasses import dataclass
 
-from formats import checkpoint, hugging_face, llmc, torch_file
+from formats import checkpoint, gguf, hugging_face, llmc, torch_file
 from system.boundary import foreign, require_regular_file
 from system.errors import UserError
 
-FORMATS = (checkpoint, hugging_face, llmc, torch_file)  # the first that matches reads the file
+FORMATS = (checkpoint, hugging_face, llmc, gguf, torch_file)  # the first that matches reads the file
 
 
 def read(name, best=False):
@@ -34,7 +35,7 @@ def read(name, best=False):
             if model_format.matches(name, start):
                 return model_format.read(name)
     raise UserError(
-        f"{name} is not a model: expected a checkpoint, an llm.c model or a folder in Hugging Face's format"
+        f"{name} is not a model: expected a checkpoint, an llm.c or GGUF model, or a folder in Hugging Face's format"
     )
 
 

@@ -1,5 +1,6 @@
 """Model files to damage, one of each format, and what may happen when a damaged one is read: a model or one line."""
 
+import importlib.util
 import json
 import resource
 import sys
@@ -12,7 +13,7 @@ import torch
 from helpers import write_hellaswag
 from models import random_ids, save_checkpoint, small_gpt
 
-from formats import hugging_face, llmc
+from formats import gguf, hugging_face, llmc
 from inference import compare
 from inference.hellaswag import read_records
 from model import GPT
@@ -75,6 +76,9 @@ def make_targets(folder):
     add("index.json", parts / "model.safetensors.index.json", parts)
     llmc.write_model(folder / "gpt2.bin", shape, tensors, torch.float32)
     add("llm.c", folder / "gpt2.bin")
+    if importlib.util.find_spec("gguf"):
+        gguf.write(folder / "gpt2.gguf", shape, tensors, "byte", torch.bfloat16)
+        add("GGUF", folder / "gpt2.gguf")
     ids = random_ids(2, 2, 4, vocab_size=20)
     llmc.write_debug_state(folder / "state.bin", shape, compare.debug_state(model, *ids))
     targets["debug state"] = Target(

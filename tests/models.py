@@ -1,5 +1,6 @@
 """Small models for tests, ours and those of other programs, and how to compare them."""
 
+import importlib.util
 from dataclasses import asdict
 
 import pytest
@@ -10,6 +11,9 @@ from formats import checkpoint
 from model import GPT, GPTConfig
 from system.errors import UserError
 
+needs_gguf = pytest.mark.skipif(
+    importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed: requirements-dev.txt has it"
+)
 SHAPE = {"block_size": 32, "vocab_size": 100, "n_layer": 2, "n_head": 4, "n_embd": 32}
 
 

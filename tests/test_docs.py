@@ -126,6 +126,6 @@ def test_docs_list_the_flags_of_other_programs_that_get_a_hint():
 
 
 def test_commands_describe_a_model_alike():
-    phrase = "a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"
+    phrase = "a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT, llm.c or GGUF"
     for script in ("sample.py", "hellaswag.py", "export.py", "training/config.py"):
         assert phrase in " ".join((ROOT / script).read_text(encoding="utf-8").split()), script

@@ -39,7 +39,7 @@ class CoreSettings:
     """delete the run that log_dir holds and start a new one"""
     init_from: str = "scratch"
     """scratch for random weights, or
-    a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT or llm.c"""
+    a run's folder or checkpoint, gpt2 … gpt2-xl, Hugging Face's folder, or a file of nanoGPT, llm.c or GGUF"""
     tokenizer: str | None = None
     """gpt2 or byte: stops the run if the data was made with another one"""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import file_size_limit, write_hellaswag
 from hostile import flip
-from models import assert_same_parameters, save_checkpoint, small_gpt
+from models import assert_same_parameters, needs_gguf, save_checkpoint, small_gpt
 
 import export
 from formats import llmc
@@ -16,6 +16,7 @@ from system.errors import UserError
 from tokens.tokenizer import get_tokenizer
 
 SHAPE = {"block_size": 24, "vocab_size": 257}
+KINDS = ["hf", "llmc", pytest.param("gguf", marks=needs_gguf)]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def refusal(capsys, *arguments):
     return line
 
 
-@pytest.mark.parametrize("kind", ["hf", "llmc"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_export_writes_a_model_that_reads_back(model, path, tmp_path, capsys, kind):
     assert run(path, "--to", kind, "--out", tmp_path / "new" / "out") == 0
     assert (
@@ -54,29 +55,29 @@ def test_export_writes_a_model_that_reads_back(model, path, tmp_path, capsys, ki
     assert_same_parameters(GPT.from_pretrained(str(tmp_path / "new" / "out")), model)
 
 
-def test_export_never_overwrites(path, tmp_path, capsys):
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_never_overwrites(path, tmp_path, capsys, kind):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
-    for kind in ("hf", "llmc"):
-        for out in ("folder", "file"):
-            assert "exists already" in refusal(capsys, path, "--to", kind, "--out", tmp_path / out)
+    for out in ("folder", "file"):
+        assert "exists already" in refusal(capsys, path, "--to", kind, "--out", tmp_path / out)
     assert (tmp_path / "file").read_text() == "mine"
     assert {file.name for file in tmp_path.iterdir()} == {"model_00250.pt", "folder", "file"}
 
 
-def test_export_on_a_full_disk_is_one_line_and_leaves_nothing(model, path, tmp_path, capsys):
+@pytest.mark.parametrize("kind", [*KINDS, "llmc-bf16", "llmc-tokenizer", "llmc-hellaswag"])
+def test_export_on_a_full_disk_is_one_line_and_leaves_nothing(path, tmp_path, capsys, kind):
     questions = write_hellaswag(tmp_path / "questions.jsonl", examples=200)
     before = {file.name for file in tmp_path.iterdir()}
-    sources = {"hf": path, "llmc": path, "llmc-bf16": path, "llmc-tokenizer": "byte", "llmc-hellaswag": questions}
-    for kind, source in sources.items():
-        with file_size_limit(1024):
-            line = refusal(capsys, source, "--to", kind, "--out", tmp_path / "out")
-        assert "too large" in line or kind == "llmc-hellaswag"  # which may lack GPT-2's tokenizer
-        assert {file.name for file in tmp_path.iterdir()} == before
+    source = {"llmc-tokenizer": "byte", "llmc-hellaswag": questions}.get(kind, path)
+    with file_size_limit(1024):
+        line = refusal(capsys, source, "--to", kind, "--out", tmp_path / "out")
+    assert "too large" in line or kind == "llmc-hellaswag"  # which may lack GPT-2's tokenizer
+    assert {file.name for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("out", ["", ".", "..", "/", "new/..", "/dev/full", "FILE/x", "FILE/x/y"])
-@pytest.mark.parametrize("kind", ["hf", "llmc"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_export_refuses_an_impossible_out_before_it_reads_the_model(path, tmp_path, capsys, out, kind):
     out = out.replace("FILE", path)
     line = refusal(capsys, tmp_path / "no_model", "--to", kind, "--out", out)
@@ -182,6 +183,7 @@ def test_export_refuses_incomplete_and_contradictory_commands(path, tmp_path, ca
     assert "nothing to do" in refusal(capsys, path)
     assert "--out PATH is missing" in refusal(capsys, path, "--to", "hf")
     assert "--debug_state requires" in refusal(capsys, path, "--to", "hf", "--out", tmp_path / "x", "--debug_state")
+    assert "--dtype requires --to gguf" in refusal(capsys, path, "--to", "hf", "--out", "x", "--dtype", "float16")
     assert "--shard requires --debug_state" in refusal(capsys, path, "--check", path, "--shard", "x.npy")
     assert "use one of the two" in refusal(capsys, "byte", "--to", "llmc-tokenizer", "--check", path)
     assert "no such model" in refusal(capsys, tmp_path / "no.pt", "--to", "hf", "--out", tmp_path / "x")

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 from hostile import TINY, flip, make_targets, model_target, nanogpt_state, peak_bytes, refused, write_folder
-from models import assert_same_parameters, refusal, save_checkpoint, small_gpt
+from models import assert_same_parameters, needs_gguf, refusal, save_checkpoint, small_gpt
 
 from formats import checkpoint, pickle_check
 from formats.torch_file import safe_load
@@ -39,7 +39,7 @@ def folder(model, tmp_path):
     return write_folder(tmp_path / "hf", model)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*FORMATS, pytest.param("GGUF", marks=needs_gguf)])
 def test_read_of_flipped_bits_is_a_model_or_one_line(targets, name):
     target = targets[name]
     content, generator, before = target.path.read_bytes(), random.Random(name), peak_bytes()
