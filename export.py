@@ -1,6 +1,7 @@
 """Write a model in another program's format, or find where two models differ.
 
     python export.py log/model_19073.pt --to hf --out my_gpt2                a folder in Hugging Face's format
+    python export.py log/gpt2_124M --to hf --out my_gpt2 --push me/my_gpt2   the same, uploaded to the hub
     python export.py log/model_19073.pt --to gguf --out my_gpt2.gguf         for llama.cpp, Ollama, LM Studio
     python export.py log/model_19073.pt --to llmc --out gpt2_124M.bin --debug_state
     python export.py gpt2 --to llmc-tokenizer --out gpt2_tokenizer.bin       the tokenizer of that name
@@ -12,6 +13,7 @@ weights. It also takes a debug state of llm.c, which holds the logits and gradie
 """
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from configurator import Range, configure
 from formats import checkpoint, gguf, hugging_face, llmc
+from formats.model_card import card_files
 from formats.read import BestFlag, read
 from inference import compare
 from inference.hellaswag import read_records
@@ -31,12 +34,16 @@ from system.boundary import foreign
 from system.errors import UserError, command
 from system.files import require_new_path
 from system.runtime import dtype_name
+from text.retry import describe_network_error
 from tokens.shards import open_shard
 from tokens.tokenizer import get_tokenizer
 
 DEBUG_BATCH = (4, 64)  # rows and tokens of llm.c's own debug state
 LLMC_DTYPES = {"llmc": torch.float32, "llmc-bf16": torch.bfloat16}
 GGUF_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+NO_ACCESS = "the hub refuses it: set HF_TOKEN to a token that may write there, or run `hf auth login`"
+REFUSALS = {401: NO_ACCESS, 403: NO_ACCESS, 409: "it exists already on the hub; choose another name"}  # by HTTP status
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,10 @@ class Settings(BestFlag):
     """format to write: a folder in Hugging Face's format, llama.cpp's GGUF, or one of llm.c's files"""
     out: str | None = None
     """file or folder to write; must not exist yet"""
+    push: str | None = None
+    """with hf: upload the folder to OWNER/NAME, a new repository of the Hugging Face hub"""
+    public: bool = False
+    """with push: everyone may see the repository; by default it is private"""
     dtype: Literal[*GGUF_DTYPES] = "float32"
     """with gguf: number format of the matrices"""
     debug_state: bool = False
@@ -66,6 +77,12 @@ class Settings(BestFlag):
             raise UserError("name a model: python export.py MODEL --to hf --out FOLDER (--help lists all)")
         if self.to is None and self.check is None:
             raise UserError("nothing to do: add --to hf|gguf|llmc|llmc-bf16 --out PATH, or --check OTHER")
+        if self.push is not None and self.to != "hf":
+            raise UserError("--push requires --to hf")
+        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+            raise UserError(f"--push {self.push}: expected OWNER/NAME, as in the address of a model on the hub")
+        if self.public and self.push is None:
+            raise UserError("--public requires --push")
         if self.dtype != "float32" and self.to != "gguf":
             raise UserError("--dtype requires --to gguf")
         if self.debug_state and self.to not in LLMC_DTYPES:
@@ -144,10 +161,31 @@ def export_hellaswag(settings):
 def export_hugging_face(settings, model, model_file):
     make_parent(settings.out)
     shape, tensors = model.config.shape, model.to_tensors()
-    missing = hugging_face.write(settings.out, shape, tensors, model_file.tokenizer, model_file.chat)
+    card = card_files(model_file, settings.push or Path(settings.out).name)
+    missing = hugging_face.write(settings.out, shape, tensors, model_file.tokenizer, model_file.chat, card)
     print(f"{settings.out}: {', '.join(sorted(path.name for path in Path(settings.out).iterdir()))}")
     if missing:
         print(f"left out: {missing}")
+    if settings.push is not None:
+        push(settings)
+
+
+def push(settings):
+    """Upload the folder to a new repository of the hub. Raises `UserError` if the hub refuses or does not answer."""
+    import huggingface_hub  # here, because importing it is slow and most exports do not need it
+
+    name, hub = settings.push, huggingface_hub.HfApi()
+    later = f"{settings.out} is written: later, `hf upload {name} {settings.out}` uploads it"
+    try:
+        url = hub.create_repo(name, private=not settings.public)
+        hub.upload_folder(repo_id=name, folder_path=settings.out, commit_message="Upload the model")
+    except Exception as error:  # the hub's library and the network code below it raise many kinds
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = REFUSALS[status] if status in REFUSALS else describe_network_error(error)
+        if reason is None:
+            raise
+        raise UserError(f"--push {name}: {reason}; {later}") from error
+    print(f"{url}: uploaded, {'public' if settings.public else 'private'}")
 
 
 def export_gguf(settings, model, model_file):

@@ -7,7 +7,6 @@ torchrun --standalone --nproc_per_node=8 hellaswag.py --model gpt2-xl
 import system.interrupt  # noqa: F401, I001 (first, see there)
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +19,7 @@ from system import runtime
 from system.errors import command
 from system.files import AtomicFile, check_writable
 from tracking import published
+from tracking.intervals import share_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +76,12 @@ def report(rt, scores, config):
     """Print both accuracies with their confidence intervals, and the published figures for this model size."""
     correct, correct_norm, n = scores.counts()
     rt.print(f"acc: {correct}/{n}={correct / n:.4f}  acc_norm: {correct_norm}/{n}={correct_norm / n:.4f}")
-    low, high = interval(correct, n)
-    low_norm, high_norm = interval(correct_norm, n)
+    low, high = share_interval(correct / n, n)
+    low_norm, high_norm = share_interval(correct_norm / n, n)
     rt.print(f"95% interval: acc {low:.4f} to {high:.4f}, acc_norm {low_norm:.4f} to {high_norm:.4f}")
     figures = published.HELLASWAG.get((config.n_layer, config.n_embd), {})
     if figures:
         rt.print("published acc_norm: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-
-
-def interval(successes, n, z=1.96):
-    """The 95% confidence interval (low, high) of a proportion (Wilson 1927)."""
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    spread = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return middle - spread, middle + spread
 
 
 def write_scores(path, examples, scores):

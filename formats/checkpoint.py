@@ -62,8 +62,9 @@ def read(path):
         tensors = load(path, mmap=True)["model"]  # the optimizer's state, two thirds of the file, is not read
         return without_padding(tensors, shape["vocab_size"])
 
-    source, chat = f"{path} (step {state['step']})", state.get("chat") is True
-    return ModelFile(shape, state["tokenizer"], source, load_tensors, chat)
+    step = state["step"]
+    source, chat, log_dir = f"{path} (step {step})", state.get("chat") is True, os.path.dirname(path) or "."
+    return ModelFile(shape, state["tokenizer"], source, load_tensors, chat, log_dir, step)
 
 
 def save(path, state):

@@ -147,9 +147,7 @@ def vocabulary(tokenizer):
     """
     eot = EOT_TEXT.decode()
     if tokenizer == "byte":
-        never = (
-            f"{eot} {eot}"  # llama.cpp expects at least one merge; no text is cut into the parts that this one joins
-        )
+        never = f"{eot} {eot}"  # llama.cpp expects a merge; no text is cut into the parts that this one joins
         return [*byte_characters(), eot], [never]
     if tokenizer == "gpt2":
         files = gpt2_vocabulary()

@@ -221,12 +221,13 @@ def to_gpt2(tensors):
 # ---- writing ----
 
 
-def write(folder, shape, tensors, tokenizer, chat=False):
+def write(folder, shape, tensors, tokenizer, chat=False, files=None):
     """Write a folder from which `AutoModelForCausalLM.from_pretrained(folder)` loads the same model.
 
     `shape`, `tensors`, `tokenizer` and `chat` are those of a `ModelFile`; with `chat`, the tokenizer gets the template
-    of the chat format. The folder appears under its name when it is complete. Returns None, or the reason why the
-    tokenizer's files are missing. Raises `OSError`.
+    of the chat format. `files`, {name: bytes}, are more files of the folder, such as those of its model card. The
+    folder appears under its name when it is complete. Returns None, or the reason why the tokenizer's files are
+    missing. Raises `OSError`.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
@@ -242,6 +243,8 @@ def write(folder, shape, tensors, tokenizer, chat=False):
         missing = write_tokenizer(temporary, tokenizer, shape["block_size"])
         if chat and missing is None:
             add_chat_template(temporary / TOKENIZER_CONFIG)
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
         temporary.replace(folder)
         flush_folder(folder.parent)
     finally:

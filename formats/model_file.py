@@ -42,6 +42,8 @@ class ModelFile:
     source: str  # describes the file in messages
     load: Callable[[], dict[str, torch.Tensor]]  # reads the tensors, which may include the head
     chat: bool = False  # whether the file says that it was fine-tuned on conversations in the format of tokens/chat.py
+    log_dir: str | None = None  # of a checkpoint: its folder, which is the run's unless the file was moved
+    step: int | None = None  # of a checkpoint: the updates that the run had made
 
     def tensors(self):
         """Read the tensors: {parameter name: tensor}, in the file's dtype, one for each of `parameter_shapes`.

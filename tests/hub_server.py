@@ -1,5 +1,6 @@
 """A local HTTP server that behaves like the Hugging Face hub for one repository, and fails on demand."""
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -11,7 +12,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(http.server.ThreadingHTTPServer):
-    """`files`: path in the repository → bytes. `log`: (method, path, range) of each request.
+    """`files`: path in the repository → bytes. `log`: (method, path, range) of each request. `created`: the body of the
+    request that created a repository; its commits go to `files`, each file whole (the real hub takes large ones apart).
 
     `faults`: "busy", how many requests are still answered with 429; "drop", how many file bodies are still cut off
     half-way; "down", if true, every connection is closed without an answer.
@@ -24,7 +26,7 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.repo, self.files, self.prefix = repo, files, "datasets/" if repo_type == "datasets" else ""
         self.api = f"/api/{repo_type}/{repo}"
         self.faults = {"busy": 0, "drop": 0, "down": False}
-        self.log, self.lock = [], threading.Lock()
+        self.log, self.lock, self.created = [], threading.Lock(), None
 
     @property
     def url(self):
@@ -70,6 +72,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif path.startswith(f"{server.api}/paths-info/"):
             asked = urllib.parse.parse_qs(self.read_body().decode()).get("paths", [])
             self.answer_json([self.describe(name) for name in asked if name in server.files])
+        elif self.command == "POST" and path == "/api/repos/create":
+            self.create_repo()
+        elif path == "/api/validate-yaml":
+            self.read_body()
+            self.answer_json({"errors": [], "warnings": []})
+        elif path == f"{server.api}/preupload/main":
+            asked = [file["path"] for file in json.loads(self.read_body())["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in asked]
+            self.answer_json({"files": modes})
+        elif path == f"{server.api}/commit/main":
+            self.commit()
         elif path == server.api or path.startswith(f"{server.api}/revision/"):
             siblings = [{"rfilename": name} for name in server.files]
             self.answer_json({"id": server.repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
@@ -80,6 +93,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def read_body(self):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def create_repo(self):
+        """Create the server's repository: it must not exist, and the request needs a token."""
+        wanted = json.loads(self.read_body())
+        if not self.headers.get("Authorization"):
+            self.answer(401, b'{"error":"unauthorized"}', {})
+        elif self.server.created or self.server.files:
+            self.answer(409, b'{"error":"You already created this model repo"}', {})
+        else:
+            self.server.created = wanted
+            self.answer_json({"url": f"{self.server.url}/{self.server.repo}"})
+
+    def commit(self):
+        """Add the files of a commit, which is one JSON object a line."""
+        for line in map(json.loads, self.read_body().splitlines()):
+            if line["key"] == "file":
+                self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self.answer_json({"commitUrl": f"{self.server.url}/{self.server.repo}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def describe(self, name):
         data = self.server.files[name]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from helpers import file_size_limit, write_hellaswag
 from hostile import flip
+from hub_server import serve
+from huggingface_hub import constants
 from models import assert_same_parameters, needs_gguf, save_checkpoint, small_gpt
 
 import export
@@ -178,11 +180,45 @@ def test_check_finds_a_folder_whose_config_means_another_function(path, tmp_path
     assert out.endswith("the models first differ at block 0 attention: its tensors agree, its computation differs\n")
 
 
+def test_push_uploads_the_folder_to_a_new_private_repository(path, tmp_path, monkeypatch, capsys):
+    files = {}
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with serve("me/tiny", files, repo_type="models") as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        assert run(path, "--to", "hf", "--out", tmp_path / "hf", "--push", "me/tiny") == 0
+        assert "me/tiny: uploaded, private" in capsys.readouterr().out
+        assert (server.created["name"], server.created["organization"]) == ("tiny", "me")
+        assert server.created["visibility"] == "private"
+        assert files == {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()}
+        assert 'pipeline("text-generation", "me/tiny")' in files["README.md"].decode()
+        again = refusal(capsys, path, "--to", "hf", "--out", tmp_path / "again", "--push", "me/tiny", "--public")
+        assert "it exists already on the hub" in again
+
+
+def test_push_that_the_hub_does_not_take_is_one_line_and_keeps_the_folder(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    arguments = (path, "--to", "hf", "--push", "me/tiny", "--out")
+    with serve("me/tiny", {}, repo_type="models") as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        assert "set HF_TOKEN to a token that may write there" in refusal(capsys, *arguments, tmp_path / "a")
+        server.faults["down"] = True
+        line = refusal(capsys, *arguments, tmp_path / "b")
+    assert f"the connection to {server.url} failed" in line
+    assert f"`hf upload me/tiny {tmp_path / 'b'}`" in line
+    assert (tmp_path / "a" / "model.safetensors").exists()
+    assert (tmp_path / "b" / "model.safetensors").exists()
+
+
 def test_export_refuses_incomplete_and_contradictory_commands(path, tmp_path, capsys):
     assert "name a model" in refusal(capsys)
     assert "nothing to do" in refusal(capsys, path)
     assert "--out PATH is missing" in refusal(capsys, path, "--to", "hf")
     assert "--debug_state requires" in refusal(capsys, path, "--to", "hf", "--out", tmp_path / "x", "--debug_state")
+    assert "--push requires --to hf" in refusal(capsys, path, "--to", "llmc", "--out", "x", "--push", "me/x")
+    assert "expected OWNER/NAME" in refusal(capsys, path, "--to", "hf", "--out", "x", "--push", "x")
+    assert "--public requires --push" in refusal(capsys, path, "--to", "hf", "--out", "x", "--public")
     assert "--dtype requires --to gguf" in refusal(capsys, path, "--to", "hf", "--out", "x", "--dtype", "float16")
     assert "--shard requires --debug_state" in refusal(capsys, path, "--check", path, "--shard", "x.npy")
     assert "use one of the two" in refusal(capsys, "byte", "--to", "llmc-tokenizer", "--check", path)

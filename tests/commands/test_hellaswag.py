@@ -8,8 +8,9 @@ import torch
 from helpers import torchrun, write_hellaswag
 
 from formats import checkpoint
-from hellaswag import interval, main
+from hellaswag import main
 from model import GPT, GPTConfig
+from tracking.intervals import share_interval
 
 
 @pytest.fixture
@@ -52,6 +53,6 @@ def test_hellaswag_command_checks_out_before_scoring(tmp_path, capsys, out, mess
 
 
 def test_interval_equals_wilsons():
-    low, high = interval(2967, 10042)
+    low, high = share_interval(2967 / 10042, 10042)
     assert (low, high) == pytest.approx((0.28662, 0.30445), abs=2e-5)
-    assert interval(0, 10)[0] == pytest.approx(0)
+    assert share_interval(0, 10)[0] == pytest.approx(0)
