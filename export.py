@@ -13,7 +13,6 @@ weights. It also takes a debug state of llm.c, which holds the logits and gradie
 """
 
 import system.interrupt  # noqa: F401, I001 (first, see there)
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from inference import compare
 from inference.hellaswag import read_records
 from model import GPT
 from system.boundary import foreign
-from system.errors import UserError, command
+from system.errors import UserError, command, first_line
 from system.files import require_new_path
 from system.runtime import dtype_name
 from text.retry import describe_network_error
@@ -79,8 +78,8 @@ class Settings(BestFlag):
             raise UserError("nothing to do: add --to hf|gguf|llmc|llmc-bf16 --out PATH, or --check OTHER")
         if self.push is not None and self.to != "hf":
             raise UserError("--push requires --to hf")
-        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
-            raise UserError(f"--push {self.push}: expected OWNER/NAME, as in the address of a model on the hub")
+        if self.push is not None:
+            check_repository_name(self.push)
         if self.public and self.push is None:
             raise UserError("--public requires --push")
         if self.dtype != "float32" and self.to != "gguf":
@@ -170,6 +169,19 @@ def export_hugging_face(settings, model, model_file):
         push(settings)
 
 
+def check_repository_name(name):
+    """Raise `UserError` unless `name` is OWNER/NAME and the hub allows it."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        valid = name.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UserError(f"--push {name}: expected OWNER/NAME, of letters, digits and single - . _ between them")
+
+
 def push(settings):
     """Upload the folder to a new repository of the hub. Raises `UserError` if the hub refuses or does not answer."""
     import huggingface_hub  # here, because importing it is slow and most exports do not need it
@@ -182,8 +194,10 @@ def push(settings):
     except Exception as error:  # the hub's library and the network code below it raise many kinds
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = REFUSALS[status] if status in REFUSALS else describe_network_error(error)
-        if reason is None:
+        if reason is None and status is None:
             raise
+        if reason is None:
+            reason = f"the hub answers {status} ({first_line(error)})"
         raise UserError(f"--push {name}: {reason}; {later}") from error
     print(f"{url}: uploaded, {'public' if settings.public else 'private'}")
 

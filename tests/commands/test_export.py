@@ -216,10 +216,13 @@ def test_export_refuses_incomplete_and_contradictory_commands(path, tmp_path, ca
     assert "nothing to do" in refusal(capsys, path)
     assert "--out PATH is missing" in refusal(capsys, path, "--to", "hf")
     assert "--debug_state requires" in refusal(capsys, path, "--to", "hf", "--out", tmp_path / "x", "--debug_state")
-    assert "--push requires --to hf" in refusal(capsys, path, "--to", "llmc", "--out", "x", "--push", "me/x")
-    assert "expected OWNER/NAME" in refusal(capsys, path, "--to", "hf", "--out", "x", "--push", "x")
-    assert "--public requires --push" in refusal(capsys, path, "--to", "hf", "--out", "x", "--public")
-    assert "--dtype requires --to gguf" in refusal(capsys, path, "--to", "hf", "--out", "x", "--dtype", "float16")
+    assert "--push requires --to hf" in refusal(capsys, path, "--to", "llmc", "--out", tmp_path / "x", "--push", "me/x")
+    for name in ("x", "me/--x", "a/b/c", "me/"):
+        assert "expected OWNER/NAME" in refusal(capsys, path, "--to", "hf", "--out", tmp_path / "x", "--push", name)
+    assert "--public requires --push" in refusal(capsys, path, "--to", "hf", "--out", tmp_path / "x", "--public")
+    assert "--dtype requires --to gguf" in refusal(
+        capsys, path, "--to", "hf", "--out", tmp_path / "x", "--dtype", "float16"
+    )
     assert "--shard requires --debug_state" in refusal(capsys, path, "--check", path, "--shard", "x.npy")
     assert "use one of the two" in refusal(capsys, "byte", "--to", "llmc-tokenizer", "--check", path)
     assert "no such model" in refusal(capsys, tmp_path / "no.pt", "--to", "hf", "--out", tmp_path / "x")
