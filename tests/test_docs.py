@@ -14,6 +14,7 @@ from system.foreign_flags import FOREIGN_FLAGS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path", "--signal"}  # of uv, the harness and Slurm
+FOREIGN |= {"--n_ctx"}  # of llama_cpp.server
 FOREIGN |= {"--accuracy_interval"}  # of the example evaluation in extend.md
 TORCHRUN = {option for action in get_args_parser()._actions for option in action.option_strings}
 
