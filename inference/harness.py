@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from system.errors import UserError
+from system.packages import install_command
 from text.retry import describe_network_error
-
-VERSION = "0.4.13"  # of lm_eval, with which this was tested
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def find_tasks(names, include_path=None, setting="--tasks"):
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError(f"lm_eval is not installed ({error}): pip install lm_eval=={VERSION}") from error
+        raise UserError(f"lm_eval is not installed ({error}): {install_command('harness')}") from error
     manager = TaskManager(include_path=include_path)
     for name in names:
         if name not in manager.all_tasks:

@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 import typing
 
 import pytest
@@ -66,6 +67,17 @@ def missing_names(line):
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda text: text[:60])
 def test_docs_commands_exist(page, line):
     assert missing_names(line) == []
+
+
+def test_docs_pin_the_versions_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = set(project["dependencies"]).union(*project["optional-dependencies"].values())
+    found = set()
+    for path in [*PAGES, *ROOT.glob("*.py"), *ROOT.glob("notebooks/*.ipynb")]:
+        text = re.sub(r"\[\w+\]==", "==", path.read_text(encoding="utf-8"))  # lm_eval[hf]==0.4.13
+        found |= set(re.findall(r"\w+==[\d.]*\d", text))
+    assert found >= {"torch==2.13.0"}
+    assert found <= pinned
 
 
 def test_missing_names_finds_what_does_not_exist():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from system.errors import UserError
+from system.packages import install_command
 
 
 class Sink(Protocol):
@@ -21,10 +22,10 @@ class Sink(Protocol):
 
 
 def require_installed(package):
-    """Raise `UserError` if `package` is not installed. The flag that enables it has the same name."""
+    """Raise `UserError` if `package` is not installed. Its flag and its extra in pyproject.toml have the same name."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:  # without an origin it is any folder with that name
-        raise UserError(f"--{package}: the package is not installed; pip install {package}, or omit the flag")
+        raise UserError(f"--{package}: the package is not installed; {install_command(package)}, or omit the flag")
 
 
 def open_sinks(cfg, from_step):

@@ -29,7 +29,7 @@ def test_harness_command_names_the_package_that_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(SystemExit):
         main(["--tasks=piqa"])
-    assert "pip install lm_eval==" in capsys.readouterr().err
+    assert ": pip install lm_eval==" in capsys.readouterr().err
 
 
 TASK = """task: {name}
