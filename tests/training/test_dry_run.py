@@ -48,6 +48,19 @@ def test_plan_of_gpt2_124M_equals_a_calculation_by_hand():
     assert all(f"  {name} " in text for name in dry_run.TYPICAL_GPUS)
 
 
+def test_plan_agrees_with_the_table_of_recipes_in_the_docs():
+    page = (ROOT / "docs" / "reproduce_gpt2_124M.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(config/gpt\w+\.py)` \| (.+) \|$", page, re.M)
+    assert len(rows) == len([*ROOT.glob("config/gpt*.py")])
+    for recipe, cells in rows:
+        text = plan_text(str(ROOT / recipe), "--price_per_hour=2.5", "--device=cuda")
+        parameters, tokens = re.search(r"([\d,]+) parameters.*\ntokens: ([\d,]+)", text).groups()
+        flops = re.search(r"FLOPs: ([^,]+)", text)[1]
+        time, cost = re.search(r"H100 .* 8 GPUs +([\d.]+ \w+) +cost +([\d.]+)", text).groups()
+        tokens = f"{int(tokens.replace(',', '')) / 1e9:.1f}e9"
+        assert cells.split(" | ") == [parameters, tokens, flops, time, cost]
+
+
 def test_plan_counts_the_windows_that_training_would_use(corpus, make_run):
     run = make_run()
     text = plan_text(*as_flags(TINY | {"data_dir": corpus}))
