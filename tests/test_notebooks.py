@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, TEXT, TINY, as_flags
 
 from train_gpt2 import train
 
@@ -27,13 +27,14 @@ def kernel():
 
 
 def run_notebook(kernel, name, parameters):
-    """Execute a notebook with other `parameters`, {name: value}; returns the notebook with its outputs."""
+    """Execute a notebook with other `parameters`, {name: value}, but no cell that installs; returns it with outputs."""
     import nbformat
 
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert {line.split(" = ")[0] for line in cell.source.splitlines()} == set(parameters)
     cell.source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", [])]
     client = kernel.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT / "notebooks"}})
     return client.execute()
 
@@ -66,3 +67,20 @@ def test_notebook_look_inside_draws_a_checkpoint(kernel, make_run, tmp_path):
     assert scaled == pytest.approx(1.0, rel=0.1)
     assert "4 parts, divided: 1.000000 times" in text
     assert "4 parts, not divided: 4.000000 times" in text
+
+
+def test_notebook_colab_t4_prepares_trains_and_samples(kernel, tmp_path):
+    (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
+    settings = TINY | {"dtype": "float32", "tokenizer": "byte", "compile": False, "sample_tokens": 4}
+    parameters = {
+        "REPOSITORY": "",
+        "PREPARE": f"prepare.py {tmp_path / 'book.txt'} --tokenizer byte",
+        "DATA_DIR": str(tmp_path / "data"),
+        "LOG_DIR": str(tmp_path / "log"),
+        "FLAGS": " ".join(as_flags(settings)),
+        "PROMPT": "3 plus 4 makes",
+    }
+    done = run_notebook(kernel, "colab_t4.ipynb", parameters)
+    assert (tmp_path / "log" / "model_00005.pt").exists()
+    assert count_figures(done) == 1
+    assert "3 plus 4 makes" in printed_text(done)
