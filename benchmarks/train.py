@@ -73,13 +73,17 @@ class Result:
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
-def measure(variant, ranks=1):
-    """Run a variant in a process of its own (`ranks` of them, through torchrun) and return its `Result`."""
+def measure(variant, ranks=1, threads=None):
+    """Run a variant in a process of its own (`ranks` of them, through torchrun) and return its `Result`.
+
+    `threads`: of each process on a CPU; None: as many as this process would use.
+    """
     launcher = ["-m", "benchmarks.train"]
     if ranks > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *launcher]
     done = subprocess.run(
         [sys.executable, *launcher, json.dumps(dataclasses.asdict(variant))],
+        env=os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
         capture_output=True,
         text=True,
         check=False,
@@ -129,11 +133,7 @@ def two_ranks(settings):
     """Two gloo ranks of one thread each against one rank of two threads, on the same tokens an update."""
     one = Variant(B=4, T=512, grad_accum_steps=8, runs=max(1, settings.runs // 2), warmup=1)
     two = dataclasses.replace(one, grad_accum_steps=4)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        ours = measure(two, ranks=2)
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
+    ours = measure(two, ranks=2, threads=1)
     baseline = measure(one)
     tokens = 8 * one.B * one.T
     name = "train/124M/bf16/2 ranks"
