@@ -1,6 +1,6 @@
 """Every speed claim of this repository, measured beside a baseline in the same run.
 
-    python bench.py train|optimizer|ladder|generate|eval|data|all [--json FILE]
+    python bench.py train|scaling|optimizer|ladder|generate|eval|data|all [--json FILE]
     python bench.py tokens [--batch 16384 --steps 500] [--json FILE]       # hours; not part of `all`
 
 Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
@@ -22,7 +22,7 @@ from system.files import AtomicFile, require_writable_file
 from system.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 from training.costs import matmul_peak
 
-VERBS = ("data", "train", "optimizer", "ladder", "generate", "eval")
+VERBS = ("data", "train", "scaling", "optimizer", "ladder", "generate", "eval")
 TOKENS = "tokens"  # takes hours
 
 
@@ -31,7 +31,7 @@ class Settings:
     """Measure this machine: what we reach, what the baseline reaches, and what the hardware allows."""
 
     verb: tyro.conf.Positional[tuple[str, ...]] = ()
-    """what to measure: data, train, optimizer, ladder, generate, eval or all; or tokens, which takes hours"""
+    """what to measure: data, train, scaling, optimizer, ladder, generate, eval or all; or tokens, which takes hours"""
     json: str | None = None
     """write the rows to this file too: a list of {name, unit, ours, baseline, baseline_name, ratio, limit}"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
