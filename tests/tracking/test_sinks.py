@@ -58,8 +58,7 @@ def test_wandb_gets_the_streams_of_the_log_and_a_resumed_run_keeps_its_id(tmp_pa
 
 def test_missing_package_is_reported_when_the_settings_are_read(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()  # a folder with that name is not the package
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # without one that is installed
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match=r"--wandb: the package is not installed; pip install wandb==\d"):
         configure(TrainConfig, ["--wandb"])
