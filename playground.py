@@ -26,8 +26,9 @@ from inference.sampling import STYLES, Sampling
 from inference.text_samples import DEFAULT_PROMPTS
 from system import runtime
 from system.errors import UserError, command
+from system.packages import install_command
 
-VERSION = "6.31.0"  # of gradio, with which this was tested
+MAJOR_VERSION = "6"  # of gradio
 MAP_TOKENS = 96  # of a prompt in its attention maps
 
 
@@ -69,9 +70,10 @@ def import_gradio():
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f"playground.py needs gradio ({error}): pip install gradio=={VERSION}") from error
-    if gradio.__version__.partition(".")[0] != VERSION.partition(".")[0]:
-        raise UserError(f"gradio {gradio.__version__} is installed: expected {VERSION} (pip install gradio=={VERSION})")
+        raise UserError(f"playground.py needs gradio ({error}): {install_command('playground')}") from error
+    if gradio.__version__.partition(".")[0] != MAJOR_VERSION:
+        expected = f"expected version {MAJOR_VERSION}: {install_command('playground')}"
+        raise UserError(f"gradio {gradio.__version__} is installed, {expected}")
     return gradio
 
 

@@ -25,10 +25,10 @@ from formats.model_file import (
 from system.boundary import foreign, show
 from system.errors import UserError
 from system.files import AtomicFile
+from system.packages import install_command
 from tokens.chat import JINJA
 from tokens.tokenizer import EOT_TEXT, VOCAB_SIZES, tokenizer_of_vocab
 
-VERSION = "0.19.0"  # of the package, with which this was tested
 START = b"GGUF"
 ARCHITECTURE = "gpt2"
 TYPES = {  # GGUF's names of a tensor's type, and of a file whose matrices are of it
@@ -64,7 +64,7 @@ def require_package():
     try:
         import gguf
     except ImportError as error:
-        raise UserError(f"GGUF files need the package gguf ({error}): pip install gguf=={VERSION}") from error
+        raise UserError(f"GGUF files need the package gguf ({error}): {install_command('gguf')}") from error
     return gguf
 
 

@@ -68,7 +68,7 @@ def test_playground_names_the_package_that_is_missing(capsys, monkeypatch):
 
 def test_playground_names_the_version_that_it_needs(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", types.SimpleNamespace(__version__="5.49.1"))
-    assert "gradio 5.49.1 is installed: expected 6." in refused(capsys)
+    assert "gradio 5.49.1 is installed, expected version 6: pip install gradio==6." in refused(capsys)
 
 
 def test_playground_names_a_port_that_is_in_use(capsys, monkeypatch):

@@ -21,8 +21,8 @@ def test_requirements_files_list_the_packages_of_pyproject():
     assert lines_of("requirements.txt") == PROJECT["dependencies"]
     first, *dev = lines_of("requirements-dev.txt")
     assert first == "-r requirements.txt"
-    tensorboard = f"{PROJECT['name']}[tensorboard]"
-    assert dev == [EXTRAS["tensorboard"][0] if line == tensorboard else line for line in EXTRAS["dev"]]
+    named = {f"{PROJECT['name']}[{extra}]": packages[0] for extra, packages in EXTRAS.items()}
+    assert dev == [named.get(line, line) for line in EXTRAS["dev"]]
 
 
 def test_write_requirements_writes_the_files_that_are_there():
