@@ -19,6 +19,7 @@ max_lr = 5e-5
 min_lr = 0
 weight_decay = 0.1
 val_interval = 20
+patience = 3
 sample_interval = 20
 sample_prompt = "What is the capital of France?"
 num_samples = 2

@@ -8,6 +8,8 @@ from system.errors import UserError
 from system.files import AtomicFile, require_new_path
 from tokens.chat import clean, encode_chat
 
+SHORTEST_ANSWER = 16  # tokens that a long question must leave for the answer
+
 
 class Conversation:
     """The turns so far. The model sees the system's and the newest others: those that leave room for an answer."""
@@ -61,15 +63,16 @@ class Conversation:
 
     def prompt(self):
         """The ids of the conversation, which ends with a question, without the oldest turns if they do not fit."""
-        room = self.block_size - min(self.max_new_tokens, self.block_size // 2)  # tokens
+        with_history = self.block_size - min(self.max_new_tokens, self.block_size // 2)  # most tokens of a prompt
+        alone = self.block_size - min(self.max_new_tokens, SHORTEST_ANSWER)
         while True:
             ids, _ = encode_chat(self.begin + self.turns[self.dropped :], self.tokenizer)
-            if len(ids) <= room:
+            is_alone = self.dropped + 2 >= len(self.turns)
+            if len(ids) <= (alone if is_alone else with_history):
                 return ids
-            if self.dropped + 2 >= len(self.turns):
+            if is_alone:
                 raise UserError(
-                    f"the question has {len(ids)} tokens with its marks, but at most {room} fit: shorten it, or lower"
-                    " --max_new_tokens"
+                    f"the question has {len(ids)} tokens with its marks, but at most {alone} fit: shorten it"
                 )
             self.dropped += 2  # a question and its answer
 

@@ -1,8 +1,9 @@
 """From conversations to a model that answers questions which it has not seen, by the commands of docs/chat.md."""
 
+from helpers import ROOT
+
 import prepare
 import train_gpt2
-from helpers import ROOT
 from scripts import list_task
 
 
