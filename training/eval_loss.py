@@ -66,7 +66,7 @@ class ValidationLoss:
         device = rt.device if rt.device.type == "cuda" else "cpu"  # mps has no float64
         totals = torch.tensor([0, tokens, size, run.stop_request.requested], dtype=torch.float64, device=device)
         for loss in losses:  # after the loop, so that the device is not waited for in each batch
-            totals[0] += loss.to(totals)
+            totals[0] += loss.to(totals.device).double()  # first to the CPU, then to float64
         loss_sum, tokens, size, stop_flag = rt.sum(totals).tolist()
         if stop_flag > 0:
             return None

@@ -38,7 +38,8 @@ class Watch:
         for copies, params in zip(weights, self.parts.values(), strict=True):
             for copy, p in zip(copies, params, strict=True):
                 copy.sub_(local_part(p.detach()))
-        gradient, weight, change = torch.cat((sizes, self.norms(weights))).view(3, -1).double().cpu()
+        norms = torch.cat((sizes, self.norms(weights))).view(3, -1).cpu()
+        gradient, weight, change = norms.double()  # on the CPU, because mps has no float64
         if self.log is not None:
             self.write(step, GRADIENT, gradient * clipped)
             self.write(step, UPDATE, change / weight)
