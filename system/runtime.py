@@ -254,7 +254,8 @@ def is_lost_rank(error):
 
 def is_out_of_memory(error):
     """Whether a RuntimeError means that a device or the host is out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "MPS backend out of memory")  # plain RuntimeErrors, of a CPU and of mps
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def keep_freed_memory():

@@ -213,9 +213,16 @@ def test_log_dir_with_a_run_is_never_overwritten_unasked(corpus, tmp_path, capsy
     train_gpt2.main([*as_flags(TINY | settings), "--overwrite"])
 
 
-def test_out_of_memory_names_the_settings_to_lower(corpus, tmp_path, capsys, monkeypatch):
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GiB, max allowed: 9.07 GiB)"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps"])
+def test_out_of_memory_names_the_settings_to_lower(error, corpus, tmp_path, capsys, monkeypatch):
     def run_out(run):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
 
     monkeypatch.setattr(train_gpt2, "train", run_out)
     line = refused(capsys, data_dir=corpus, log_dir=tmp_path / "log")
