@@ -133,6 +133,8 @@ def memory(config, cfg, B, dtype, device_type="cuda"):
     a_block = 2 * C * 4 + 14 * C * size
     if device_type == "cpu" and dtype == torch.bfloat16:  # ops.attention.BlockedAttention keeps its probabilities
         a_block += config.n_head * size * sum((stop - start) * stop for start, stop in blocks(T)) / T
+    if device_type == "mps":  # SDPA there trains by plain products: float32 probabilities, scaled queries and keys
+        a_block += 4 * config.n_head * T + 4 * 2 * C
     layers = (4 * C * config.n_layer + a_block) if cfg.activation_checkpointing else a_block * config.n_layer
     casts = 0 if dtype == torch.float32 else size * (matrices + config.padded_vocab_size * C)
     return Memory(

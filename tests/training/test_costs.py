@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
+from ops.attention import sdpa_attention
 from training import costs
 from training.config import TrainConfig
 
@@ -97,6 +98,23 @@ def test_memory_estimate_is_within_a_fifth_of_the_peak(case):
     )
     measured, estimate = json.loads(done.stdout.splitlines()[-1])
     assert estimate == pytest.approx(measured, rel=0.2), (measured / 1e6, estimate / 1e6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_of_attention_on_mps_is_what_plain_products_keep(dtype):
+    config, T = GPTConfig(64, 257, n_layer=1, n_head=8, n_embd=64), 64
+    qkv = torch.randn(1, T, 3 * config.n_embd, dtype=dtype, requires_grad=True)
+    kept = {}  # address → storage
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
+        return t
+
+    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        sdpa_attention(qkv, config.n_head)
+    mps, gpu = (costs.memory(config, TrainConfig(T=T), 1, dtype, kind).activations for kind in ("mps", "cuda"))
+    estimate = mps - gpu + qkv.nbytes
+    assert estimate == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.1)
 
 
 def test_memory_of_the_logits_is_divided_by_the_chunks():
