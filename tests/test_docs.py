@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from system.foreign_flags import FOREIGN_FLAGS
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path", "--signal"}  # of uv, the harness and Slurm
 FOREIGN |= {"--n_ctx"}  # of llama_cpp.server
 FOREIGN |= {"--accuracy_interval"}  # of the example evaluation in extend.md
@@ -92,7 +92,14 @@ def test_missing_names_finds_what_does_not_exist():
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_docs_files_flags_and_links_exist(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     if page.name == "coming_from.md":  # the first column of its tables is of other programs
@@ -107,8 +114,10 @@ def test_docs_files_flags_and_links_exist(page):
             assert known or is_flag(flag, settings), flag
         if re.fullmatch(r"(benchmarks|config|docs|notebooks|scripts|tests)/[\w.]+\.\w+", words):
             assert (ROOT / words).exists(), words
-    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
-        assert (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), anchor
 
 
 def test_readme_tree_lists_every_command_and_package():
