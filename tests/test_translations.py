@@ -26,7 +26,7 @@ def shell_lines(text):
     """The lines of the code blocks that hold commands, indented or marked as sh, without comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"^    (\S.*)$", text, re.M)
-    return {line.split("  #")[0].strip() for line in lines}
+    return {line.split(" # ")[0].strip() for line in lines}
 
 
 def inline_code(text):
