@@ -1,5 +1,6 @@
 """Execute the notebooks on a tiny run. They are stored without outputs."""
 
+import math
 import re
 
 import pytest
@@ -60,8 +61,12 @@ def test_notebook_look_inside_draws_a_checkpoint(kernel, make_run, tmp_path):
     train(make_run(max_steps=2))
     checkpoint = str(tmp_path / "log" / "model_00002.pt")
     done = run_notebook(kernel, "look_inside.ipynb", {"MODEL": checkpoint, "PROMPT": "3 plus 4 makes"})
-    assert count_figures(done) == 4
+    assert count_figures(done) == 5
     text = printed_text(done)
+    first_loss = float(re.search(r"ln 257 = 5.549, random weights on random tokens: ([\d.]+)", text)[1])
+    assert first_loss == pytest.approx(math.log(257), abs=0.05)
+    assert "'3' -> ' '" in re.sub(" +", " ", text)
+    assert "the head is the embedding: True" in text
     unscaled, scaled = map(float, re.findall(r"the stream's standard deviation is ([\d.]+)", text))
     assert unscaled == pytest.approx(96**0.5, rel=0.1)
     assert scaled == pytest.approx(1.0, rel=0.1)
@@ -84,3 +89,11 @@ def test_notebook_colab_t4_prepares_trains_and_samples(kernel, tmp_path):
     assert (tmp_path / "log" / "model_00005.pt").exists()
     assert count_figures(done) == 1
     assert "3 plus 4 makes" in printed_text(done)
+
+
+def test_notebook_layers_by_hand_agrees_with_autograd(kernel):
+    text = printed_text(run_notebook(kernel, "layers_by_hand.ipynb", {"SEED": 1}))
+    differences = [float(number) for number in re.findall(r"largest difference (\S+)", text)]
+    assert len(differences) >= 17  # four layers and the online softmax
+    assert max(differences) < 1e-5
+    assert "fused GELU" in text or "skipped: Triton is not installed" in text
