@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from system.foreign_flags import FOREIGN_FLAGS
 
-PAGES = [*sorted(ROOT.glob("README*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/zh/*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 FOREIGN = {"--torch-backend", "--limit", "--tasks", "--include_path", "--signal"}  # of uv, the harness and Slurm
 FOREIGN |= {"--n_ctx"}  # of llama_cpp.server
 FOREIGN |= {"--accuracy_interval"}  # of the example evaluation in extend.md

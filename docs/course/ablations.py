@@ -115,7 +115,7 @@ ABLATIONS = {
     "relu": Ablation(relu),
     "untied_head": Ablation(untied_head),
     "one_head": Ablation(one_head),
-    "sgd": Ablation(sgd, {"max_lr": 0.1}),
+    "sgd": Ablation(sgd, {"max_lr": 0.03}),
     "sgd_at_adamw_rate": Ablation(sgd),
 }
 
