@@ -5,7 +5,7 @@
 
 Each run uses config/scaling.py and the loop of train_gpt2.py. `model.py` is not edited: after the run is set up, a
 function of `ABLATIONS` replaces parts of its model or its optimizer. To add one, write such a function and name it
-there. The checkpoints are deleted, because `model.py` would build another model from them.
+there. The checkpoints are deleted at the end of each run.
 """
 
 import functools
@@ -132,6 +132,8 @@ class Settings:
     """each run has a folder in it"""
     max_steps: Annotated[int, Range(1)] = 300
     """updates in each run"""
+    T: Annotated[int, Range(1, 1024)] = 128
+    """tokens in a sequence; an update has 1,024 tokens for any T"""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1337
     """seed of the initial weights and the order of the data"""
     overwrite: bool = False
@@ -150,6 +152,9 @@ def train_changed(name, settings):
         "data_dir": settings.data_dir,
         "log_dir": f"{settings.log_dir}/{name}",
         "max_steps": settings.max_steps,
+        "block_size": settings.T,
+        "T": settings.T,
+        "B": 1024 // settings.T,
         "warmup_steps": min(30, settings.max_steps),
         "seed": settings.seed,
         "overwrite": settings.overwrite,
@@ -167,6 +172,7 @@ def train_changed(name, settings):
         train(run)
         for path in checkpoint_files(cfg.log_dir):
             path.unlink()
+        rt.print("deleted its checkpoints: model.py would build another model from them")
     return run
 
 
