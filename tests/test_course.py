@@ -1,9 +1,11 @@
 """The course in docs/course: its commands and snippets are valid, and each ablation changes what it says."""
 
 import ast
+import copy
 import importlib
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from configurator import configure
 from docs.course import ablations
 from docs.course.ablations import ABLATIONS, Settings, train_changed
 from formats import checkpoint
+from system.errors import UserError
 from training import evaluation
 from training.config import TrainConfig
 
@@ -102,14 +105,20 @@ def test_ablations_change_what_they_say(runs):
 
 
 def test_ablation_without_residual_replaces_the_stream(runs):
-    """A block whose last projection is 0 returns zeros instead of its input."""
-    for name in ("baseline", "no_residual"):
-        block = runs[name].model.transformer.h[0]
+    """Without attention's output a block ignores its input; without the MLP's it returns zeros."""
+    x, other = torch.randn(2, 1, 4, 64, generator=torch.Generator().manual_seed(0))
+
+    def block_without(name, part):
+        block = copy.deepcopy(runs[name].model).transformer.h[0]
+        for p in block.get_submodule(part).c_proj.parameters():
+            p.data.zero_()
+        return block
+
+    for name, replaces in (("baseline", False), ("no_residual", True)):
         with torch.no_grad():
-            block.mlp.c_proj.weight.zero_()
-            block.mlp.c_proj.bias.zero_()
-            passed_on = block(torch.ones(1, 4, 64)).any().item()
-        assert passed_on == (name == "baseline")
+            block = block_without(name, "attn")
+            assert torch.equal(block(x), block(other)) == replaces
+            assert block_without(name, "mlp")(x).any() != replaces
 
 
 def test_ablations_refuse_an_unknown_name(monkeypatch, capsys):
@@ -118,3 +127,10 @@ def test_ablations_refuse_an_unknown_name(monkeypatch, capsys):
         ablations.main(["no_mlp"])
     assert stop.value.code == 2
     assert "ablation no_mlp: expected one of baseline, no_residual" in capsys.readouterr().err
+
+
+def test_ablations_refuse_folders_that_hold_runs(runs):
+    log_dir = str(Path(runs["relu"].cfg.log_dir).parent)
+    with pytest.raises(UserError, match="/relu already holds a run: add --overwrite"):
+        Settings(names=("relu",), log_dir=log_dir).check()
+    Settings(names=("relu",), log_dir=log_dir, overwrite=True).check()

@@ -9,7 +9,6 @@ there. The checkpoints are deleted at the end of each run.
 """
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -22,13 +21,16 @@ from torch.nn import functional as F
 from configurator import Range, configure
 from ops.attention import merge_heads, split_heads
 from system import runtime
-from system.errors import UserError, command
+from system.errors import UserError, command, require
 from system.signals import StopRequest
+from tracking.runlog import path_of
 from train_gpt2 import train
 from training.config import TrainConfig
 from training.optimizer import Optimizers, adamw
 from training.run_folder import checkpoint_files, own_folder
 from training.setup import set_up
+
+TOKENS = 1024  # in an update of config/scaling.py
 
 
 def baseline(run):
@@ -143,6 +145,18 @@ class Settings:
         for name in self.names:
             if name not in ABLATIONS:
                 raise UserError(f"ablation {name}: expected one of {', '.join(ABLATIONS)}")
+        require(TOKENS % self.T == 0, "T", self.T, f"a divisor of {TOKENS}, the tokens in an update")
+        for name in self.chosen:
+            if path_of(self.folder(name)).exists() and not self.overwrite:
+                raise UserError(f"{self.folder(name)} already holds a run: add --overwrite, or another --log_dir")
+
+    @property
+    def chosen(self):
+        """The names of the ablations to train."""
+        return self.names or tuple(ABLATIONS)
+
+    def folder(self, name):
+        return f"{self.log_dir}/{name}"
 
 
 def train_changed(name, settings):
@@ -150,11 +164,11 @@ def train_changed(name, settings):
     ablation = ABLATIONS[name]
     values = {
         "data_dir": settings.data_dir,
-        "log_dir": f"{settings.log_dir}/{name}",
+        "log_dir": settings.folder(name),
         "max_steps": settings.max_steps,
         "block_size": settings.T,
         "T": settings.T,
-        "B": 1024 // settings.T,
+        "B": TOKENS // settings.T,
         "warmup_steps": min(30, settings.max_steps),
         "seed": settings.seed,
         "overwrite": settings.overwrite,
@@ -180,7 +194,7 @@ def train_changed(name, settings):
 def main(argv=None):
     settings = configure(Settings, argv, positional="names")
     losses = {}
-    for name in settings.names or ABLATIONS:
+    for name in settings.chosen:
         print(f"\n=== {name}: {ABLATIONS[name].change.__doc__}", flush=True)
         losses[name] = train_changed(name, settings).state.val_loss
     print("\nvalidation loss, nats per token")
@@ -189,4 +203,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
