@@ -172,7 +172,7 @@ def describe_file(path, field=FIELD):
         return TextFile(path, 0, field, groups=read_groups(path, field))
     require_regular_file(path, "a file of text")
     size, groups, cuts = os.path.getsize(path), (), ()
-    if is_parquet(path):
+    if is_parquet(path) and size > 0:
         groups = read_groups(path, field)
     elif is_packed(path):
         cuts = packed.find_cuts(path, LINE_END if is_jsonl(path) else CUT, PIECE_BYTES)
