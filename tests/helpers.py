@@ -104,7 +104,7 @@ def can_fork(environment):
     """Whether a process of `fork_server` is like one that begins with a new interpreter."""
     if sys.platform != "linux" or torch.cuda.is_available():
         return False
-    ignored = {"PYTEST_CURRENT_TEST": None}
+    ignored = dict.fromkeys(("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"))  # which pytest and torch set themselves
     return environment | ignored == fork_server().environment | ignored
 
 
