@@ -5,6 +5,7 @@ python -m pytest -m slow            # the tests that compile or drive a browser,
 """
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: faster for tiny models, and tests run side by side
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA: for deterministic products
@@ -17,6 +18,7 @@ from configurator import configure
 from system import runtime
 from system.errors import UserError
 from system.signals import StopRequest
+from training import evaluation
 from training.config import TrainConfig
 from training.setup import set_up
 
@@ -75,6 +77,12 @@ def on_device(device):
 @pytest.fixture
 def corpus(tmp_path):
     return write_corpus(tmp_path / "data")
+
+
+@pytest.fixture
+def empty_plots(monkeypatch):
+    """Runs write an empty plot.png: drawing it takes longer than training a tiny model."""
+    monkeypatch.setattr(evaluation, "plot_runs", lambda log_dirs, out: Path(out).write_bytes(b""))
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from training import diagnosis, evaluation
 from training.state import WINDOW, TrainState
 from training.update_filter import UpdateFilter
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch):

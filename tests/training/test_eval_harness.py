@@ -12,6 +12,8 @@ from inference import harness
 from tracking.runlog import read_log
 from train_gpt2 import train
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 class TaskManager:
     all_tasks = ("sums", "other")

@@ -16,6 +16,8 @@ from tracking.runlog import read_log
 from train_gpt2 import train
 from training import eval_loss
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_evaluation_changes_nothing_in_training(make_run, tmp_path, optimizer):

@@ -20,6 +20,8 @@ from training.config import TrainConfig, recorded_settings
 from training.saving import CONTENT
 from training.schedule import learning_rate
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 def final_state(log_dir):
     return checkpoint.load(max(checkpoint.list_checkpoints(log_dir).items())[1])

@@ -11,6 +11,8 @@ from system.lock import folder_lock
 from tracking.runlog import RunLog
 from training import run_folder, setup
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 @pytest.fixture
 def old_run(corpus, tmp_path):

@@ -14,6 +14,8 @@ from tracking.runlog import read_log
 from train_gpt2 import train
 from training.schedule import learning_rate
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 
 def train_and_read(run):
     """(losses, norms, weights) of a whole run."""
