@@ -117,6 +117,8 @@ def start_python(*words, env=None, cwd=ROOT, fresh=False, **options):
     """
     command, environment = [sys.executable, *map(str, words)], {**os.environ, **(env or {})}
     if fresh or not can_fork(environment):
+        if os.name == "posix":
+            options = {"preexec_fn": restore_ctrl_c} | options  # as the server does
         return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **options)
     return fork_server().start(command, cwd=cwd, env=environment, **options)
 
