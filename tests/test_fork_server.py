@@ -16,7 +16,8 @@ from pathlib import Path
 atexit.register(print, "at exit", file=sys.stderr)
 print(__name__, __file__, sys.modules["__main__"].__file__, sys.argv, sys.path[0], os.getcwd())
 print(sorted(os.environ.items()))
-print([name for name, module in sys.modules.items() if "ROOT" in str(getattr(module, "__file__", ""))])
+files = [str(getattr(module, "__file__", "")) for module in sys.modules.values()]
+print([file for file in files if "ROOT" in file and "site-packages" not in file])  # .venv may be in ROOT
 for stream in (sys.stdin, sys.stdout, sys.stderr):
     print(stream.encoding, stream.errors, stream.newlines, stream.seekable(), stream.line_buffering, stream.fileno())
 print([signal.getsignal(number) for number in signal.valid_signals()], os.listdir("/proc/self/fd"), os.umask(0))
