@@ -24,6 +24,7 @@ from training.costs import matmul_peak
 
 VERBS = ("data", "train", "scaling", "optimizer", "ladder", "generate", "eval")
 TOKENS = "tokens"  # takes hours
+OF_TOKENS = ("part", "batch", "steps", "seeds", "data_dir")  # settings that the other verbs do not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Settings:
         verbs = (*VERBS, "all", TOKENS)
         if len(self.verb) != 1 or self.verb[0] not in verbs:
             raise UserError(f"bench.py {' '.join(self.verb)}: expected one of {', '.join(verbs)}")
+        for setting in dataclasses.fields(self):
+            if setting.name in OF_TOKENS and self.verb[0] != TOKENS and getattr(self, setting.name) != setting.default:
+                raise UserError(f"--{setting.name} is for bench.py tokens, not for {self.verb[0]}")
         if self.json is not None:
             require_writable_file(self.json, "--json")
 

@@ -325,10 +325,16 @@ def gpt2_vocabulary():
     from tiktoken.load import read_file_cached
 
     get_tokenizer("gpt2")  # its error explains how to get the vocabulary
-    return {
-        name: read_file_cached(GPT2_VOCABULARY_URL + remote, sha256)
-        for name, (remote, sha256) in GPT2_VOCABULARY.items()
-    }
+    try:
+        return {
+            name: read_file_cached(GPT2_VOCABULARY_URL + remote, sha256)
+            for name, (remote, sha256) in GPT2_VOCABULARY.items()
+        }
+    except Exception as error:  # requests, SSL and proxies each have their own errors
+        raise UserError(
+            f"{GPT2_VOCABULARY_URL} could not be read ({type(error).__name__}); connect, or set TIKTOKEN_CACHE_DIR to a"
+            " folder copied from a machine that has it"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -40,9 +40,7 @@ def open_packed(path):
     """Open a compressed file to read its unpacked bytes. Raises `UserError` if it is damaged."""
     require_regular_file(path, "a file of text")
     if path.endswith(UNREAD):
-        raise UserError(
-            f"{path}: {UNREAD} needs zstandard, which is no requirement of this repository; unpack it first"
-        )
+        raise UserError(f"{path}: {UNREAD} is not read, only {', '.join(OPEN)}; unpack it first (unzstd)")
     with unpacking(path):
         if path.endswith(".xz"):
             check_xz_memory(path)

@@ -34,8 +34,11 @@ class Windows:
         self.shards, self.T, self.max_id, self.counted = shards, T, max_id, counted
         lengths = shards.lengths
         counts = (lengths - 1) // T
-        shifted = np.where(counts > 1, counts - 1, counts) if counted is None else counts
-        self.room = lengths - 1 - shifted * T if counted is None else 0 * lengths  # the largest offset in each shard
+        if counted is None:
+            shifted = np.where(counts > 1, counts - 1, counts)
+            self.room = lengths - 1 - shifted * T  # the largest offset in each shard
+        else:
+            shifted, self.room = counts, np.zeros_like(lengths)
         self.begin = cumulative(lengths)  # each shard's first token
         self.first, self.first_shifted = cumulative(counts), cumulative(shifted)  # each shard's first window
         if len(self) == 0:

@@ -1,7 +1,7 @@
 """What broke a step whose update was rejected: its first tensor that is not finite, or its largest change.
 
 The step is computed again, eagerly, with hooks. Its batches, its dropout and, as nothing was updated, its weights are
-the same. A rank needs no other one for this, so that the ranks only combine what they found.
+the same. Each rank computes its own micro-batches; the ranks then combine what they found.
 """
 
 import contextlib

@@ -28,6 +28,12 @@ class Measured(tokens.Benchmark):
         return 9 - math.log(steps or 1000) + 0.1 * away
 
 
+def test_bench_refuses_a_setting_of_another_verb():
+    with pytest.raises(UserError, match=r"--seeds is for bench\.py tokens, not for train"):
+        Settings(verb=("train",), seeds=1).check()
+    Settings(verb=("tokens",), seeds=1).check()
+
+
 def test_bench_tokens_tunes_adamw_setting_by_setting():
     best = Measured().tune()
     assert best == {"optimizer": "adamw", "max_lr": 4e-3, "beta2": 0.95, "warmup_steps": 300}

@@ -46,6 +46,15 @@ def test_perplexity_command_gives_the_same_losses_for_text_and_its_shards(tmp_pa
     assert "one document: no interval" in printed
 
 
+def test_perplexity_command_takes_the_best_checkpoint_of_a_run(tmp_path, capsys):
+    for name, step in (("model_00009.pt", 9), ("model_best.pt", 4)):
+        save_checkpoint(tmp_path / name, small_gpt(vocab_size=257), step=step)
+    (tmp_path / "a.txt").write_text(TEXT[:100])
+    for flags, file in (((), "model_00009.pt (step 9)"), (("--best",), "model_best.pt (step 4)")):
+        main([str(tmp_path / "a.txt"), f"--model={tmp_path}", *flags, *CPU])
+        assert file in capsys.readouterr().out
+
+
 def test_perplexity_command_compares_models_in_one_table(tmp_path, saved, capsys):
     for i in range(5):
         (tmp_path / f"{i}.txt").write_text(f"{i} is a number. " * (i + 1))

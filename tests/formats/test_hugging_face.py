@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+import requests
 import safetensors.torch
 import torch
 import transformers
@@ -239,6 +240,17 @@ def test_write_without_the_gpt2_vocabulary_leaves_its_files_out(tmp_path, monkey
     assert write(tmp_path / "hf", small_gpt(), "gpt2").startswith("the tokenizer's files: the GPT-2 vocabulary")
     files = {file.name for file in (tmp_path / "hf").iterdir()}
     assert files == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_write_leaves_the_gpt2_tokenizer_out_where_only_the_hubs_cache_has_it(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise requests.ConnectionError("no route")
+
+    monkeypatch.setattr(hugging_face, "get_tokenizer", lambda name: None)
+    monkeypatch.setattr("tiktoken.load.read_file_cached", refuse)
+    reason = write(tmp_path / "hf", small_gpt(), "gpt2")
+    assert reason.startswith("the tokenizer's files: https://openaipublic.blob")
+    assert "could not be read (ConnectionError)" in reason
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):

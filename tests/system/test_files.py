@@ -7,7 +7,7 @@ import pytest
 from helpers import file_size_limit
 
 from system.errors import UserError
-from system.files import AtomicFile, require_new_path, require_writable_file
+from system.files import AtomicFile, link_or_copy, require_new_path, require_writable_file
 
 
 def test_atomic_file_appears_only_when_it_is_complete(tmp_path):
@@ -103,3 +103,18 @@ def test_require_new_path_refuses_what_exists_and_require_writable_file_replaces
     for name in ("file", "link"):
         with pytest.raises(UserError, match="exists already; choose another --out"):
             require_new_path(tmp_path / name)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_link_or_copy_gives_a_second_name_or_a_copy(tmp_path, monkeypatch, has_links):
+    def refuse(*args):
+        raise OSError(errno.EPERM, "this file system has no hard links")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "best").write_bytes(b"old")
+    link_or_copy(tmp_path / "new", tmp_path / "best")
+    assert (tmp_path / "best").read_bytes() == b"new"
+    assert os.path.samefile(tmp_path / "new", tmp_path / "best") == has_links
+    assert len(list(tmp_path.iterdir())) == 2, "no temporary file is left"

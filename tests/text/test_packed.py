@@ -67,7 +67,7 @@ WHOLE = gzip.compress(b"some words " * 1000)
         ("a.jsonl.gz", gzip.compress(b"a " * 3000), "a.jsonl.gz unpacks to 4,000 bytes without an end of line"),
         ("a.jsonl.gz", gzip.compress(b'{"txt": 1}'), "a.jsonl.gz, line 1: expected JSON like"),
         ("a.txt.gz", gzip.compress(b"caf\xe9"), r"a.txt.gz is not UTF-8 text \(byte 3\)"),
-        ("a.jsonl.zst", b"(\xb5/\xfd", "a.jsonl.zst: .zst needs zstandard"),
+        ("a.jsonl.zst", b"(\xb5/\xfd", r"a\.jsonl\.zst: \.zst is not read, only \.gz, \.bz2, \.xz"),
     ],
 )
 def test_packed_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name, content, reason):
