@@ -10,6 +10,8 @@ from collections import defaultdict
 
 import torch
 
+CPU_ELEMENTS = 2**21  # of the matrices of a part
+
 
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for parameters of two dimensions."""
@@ -30,7 +32,8 @@ class Muon(torch.optim.Optimizer):
                     for pair in zip(matrices(p), matrices(direction), strict=True):
                         batches[pair[0].shape].append(pair)
             for batch in batches.values():
-                self.update(batch, group["lr"], group["weight_decay"])
+                for part in parts(batch):
+                    self.update(part, group["lr"], group["weight_decay"])
 
     def nesterov_momentum(self, p, beta):
         """Advance the running mean of the gradients; return it as if the same gradient came once more (Nesterov)."""
@@ -51,6 +54,13 @@ class Muon(torch.optim.Optimizer):
         scale = 0.2 * math.sqrt(max(directions.shape[1:]))
         for (matrix, _), direction in zip(batch, newton_schulz(directions), strict=True):
             matrix.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * scale)
+
+
+def parts(batch):
+    """The batch itself; on a CPU in parts of two matrices or more, so that the products of a part fit in its caches."""
+    matrix = batch[0][0]
+    size = max(2, CPU_ELEMENTS // matrix.numel()) if matrix.device.type == "cpu" else len(batch)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 def matrices(weight):
