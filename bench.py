@@ -1,7 +1,7 @@
 """Every speed claim of this repository, measured beside a baseline in the same run.
 
     python bench.py train|scaling|optimizer|ladder|generate|eval|data|all [--json FILE]
-    python bench.py tokens [--batch 16384 --steps 500] [--json FILE]       # hours; not part of `all`
+    python bench.py tokens [--size 10M] [--batch 16384 --steps 250] [--json FILE]       # hours; not part of `all`
 
 Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
 """
@@ -24,7 +24,7 @@ from training.costs import matmul_peak
 
 VERBS = ("data", "train", "scaling", "optimizer", "ladder", "generate", "eval")
 TOKENS = "tokens"  # takes hours
-OF_TOKENS = ("part", "batch", "steps", "seeds", "data_dir")  # settings that the other verbs do not have
+OF_TOKENS = ("part", "size", "batch", "steps", "seeds", "data_dir")  # settings that the other verbs do not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Settings:
     """timed runs, of which the median counts"""
     part: Literal["tune", "all"] = "all"
     """tokens: only tune AdamW, or also compare the recipes"""
+    size: Literal["2M", "10M"] = "2M"
+    """tokens: parameters of the model, about"""
     batch: Annotated[int, Range(1)] = 2048
     """tokens: tokens in an update"""
     steps: Annotated[int, Range(10)] = 1000

@@ -1,9 +1,9 @@
 """How many tokens each recipe needs to reach the loss of AdamW, whose settings are tuned first.
 
-A GPT-2 of about 2M parameters is trained on Python's standard library, as bytes. AdamW is tuned setting by setting,
-then trained with several seeds. Every other recipe is trained with the same seeds at several lengths, each with its
-complete schedule; the length at which its final validation loss equals that of AdamW with the same seed is
-interpolated. Runs that are done are skipped, so the same command continues an interrupted benchmark.
+GPT-2's shape at about 2M or 10M parameters is trained on Python's standard library, as bytes. AdamW is tuned setting by
+setting, then trained with several seeds. Every other recipe is trained with the same seeds for more and more steps,
+each time with its complete schedule, until its final validation loss is that of AdamW with the same seed; the number
+of steps is interpolated. Runs that are done are skipped, so the same command continues an interrupted benchmark.
 """
 
 import math
@@ -21,10 +21,11 @@ from system.signals import StopRequest
 
 FOLDER = Path("log") / "bench_tokens"
 T = 256
+SIZES = {
+    "2M": {"n_layer": 4, "n_head": 4, "n_embd": 192},
+    "10M": {"n_layer": 6, "n_head": 6, "n_embd": 384},
+}
 COMMON = {
-    "n_layer": 4,
-    "n_head": 4,
-    "n_embd": 192,
     "block_size": T,
     "T": T,
     "B": 8,
@@ -33,29 +34,31 @@ COMMON = {
     "compile": False,
     "val_interval": 0,
     "val_tokens": 256 * T,
-    "log_interval": 10,
+    "log_interval": 50,
     "checkpoint_interval": 0,
     "keep_last": 1,
     "sample_interval": 0,
     "hellaswag_interval": 0,
 }
-ADAMW = {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.98, "warmup_steps": 100}
+# The settings of a recipe; `warmup` is a share of the steps.
+ADAMW = {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.98, "warmup": 0.1}
 TUNED = {  # the values of AdamW that are tried, in this order; each keeps the best of those before it
     "max_lr": (1e-3, 2e-3, 4e-3, 8e-3),
     "beta2": (0.95, 0.98, 0.99),
-    "warmup_steps": (30, 100, 300),
+    "warmup": (0.03, 0.1, 0.3),
 }
-MUON = {"optimizer": "muon", "max_lr": 6e-3, "beta2": 0.98, "warmup_steps": 30}  # as in config/quickstart.py
+MUON = {"optimizer": "muon", "max_lr": 6e-3, "beta2": 0.98, "warmup": 0.03}  # as in config/quickstart.py
 RECIPES = {"muon": MUON, "muon, adamw x 2": MUON | {"adamw_lr_scale": 2.0}}
-LENGTHS = (0.35, 0.5, 0.65, 0.8)  # shares of AdamW's steps
+LENGTHS = (0.25, 0.35, 0.5, 0.7, 1.0)  # shares of AdamW's steps
 FIRST_SEED = 1337
 
 
 def run(settings):
     """The rows of `python bench.py tokens`."""
     check_data(settings)
-    with folder_lock(FOLDER), StopRequest() as stop:
-        bench = Benchmark(settings, stop)
+    folder = FOLDER / f"{settings.size}_{settings.batch}"
+    with folder_lock(folder), StopRequest() as stop:
+        bench = Benchmark(settings, folder, stop)
         best = bench.tune()
         if settings.part == "tune":
             return []
@@ -65,7 +68,8 @@ def run(settings):
         rows = []
         for name, recipe in RECIPES.items():
             needed = [bench.tokens_to_reach(target, recipe, seed) for target, seed in zip(targets, seeds, strict=True)]
-            rows.append(row(f"tokens/{settings.batch}/{name}", needed, settings.steps * settings.batch))
+            prefix = f"tokens/{settings.size}/{settings.batch}"
+            rows.append(row(f"{prefix}/{name}", needed, settings.steps * settings.batch))
         return rows
 
 
@@ -79,8 +83,8 @@ def check_data(settings):
 class Benchmark:
     """Trains on demand, each run in a process and a folder of its own."""
 
-    def __init__(self, settings, stop):
-        self.settings, self.stop = settings, stop
+    def __init__(self, settings, folder, stop):
+        self.settings, self.folder, self.stop = settings, folder, stop
 
     def tune(self):
         """AdamW's best settings, by the final validation loss with the first seed."""
@@ -93,21 +97,26 @@ class Benchmark:
 
     def tokens_to_reach(self, target, recipe, seed):
         """Tokens after which the recipe's final loss is `target`, or None if that is outside of LENGTHS."""
-        steps = [round(length * self.settings.steps) for length in LENGTHS]
-        losses = [self.final_loss(recipe, seed, count) for count in steps]
-        if not (min(losses) <= target <= max(losses)):
+        steps, losses = [], []
+        for length in LENGTHS:
+            steps.append(round(length * self.settings.steps))
+            losses.append(self.final_loss(recipe, seed, steps[-1]))
+            if losses[-1] <= target:
+                break
+        if len(steps) == 1 or losses[-1] > target:
             return None
-        logs = np.interp(-target, [-loss for loss in losses], [math.log(count) for count in steps])
+        logs = np.interp(target, losses[:-3:-1], [math.log(count) for count in steps[:-3:-1]])
         return math.exp(logs) * self.settings.batch
 
     def final_loss(self, recipe, seed, steps=None):
         """The validation loss at the end of a run, in nats per byte; trains it if that is not done."""
         steps = steps or self.settings.steps
         given = recipe | {"seed": seed, "max_steps": steps, "total_batch_size": self.settings.batch}
+        given["warmup_steps"] = round(given.pop("warmup") * steps)
         name = ",".join(f"{key}={value}" for key, value in given.items())
-        here = {"data_dir": self.settings.data_dir, "log_dir": str(FOLDER / name)}
+        here = {"data_dir": self.settings.data_dir, "log_dir": str(self.folder / name)}
         here |= {"device": self.settings.device, "dtype": self.settings.dtype}
-        arguments = as_flags(COMMON | given | here)
+        arguments = as_flags(COMMON | SIZES[self.settings.size] | given | here)
         point = Point(given, configure(Settings, arguments), arguments)
         check_same_settings(point)
         if not point.is_done():

@@ -21,10 +21,12 @@ class Measured(tokens.Benchmark):
     """A benchmark whose runs end with a loss of 9 - ln(steps), more by the distance from AdamW's best settings."""
 
     def __init__(self):
-        super().__init__(Settings(verb=("tokens",), steps=1000, batch=64), stop=None)
+        super().__init__(Settings(verb=("tokens",), steps=1000, batch=64), folder=None, stop=None)
+        self.trained = []
 
     def final_loss(self, recipe, seed, steps=None):
-        away = (recipe["max_lr"] != 4e-3) + (recipe["beta2"] != 0.95) + (recipe["warmup_steps"] != 300)
+        self.trained.append(steps)
+        away = (recipe["max_lr"] != 4e-3) + (recipe["beta2"] != 0.95) + (recipe["warmup"] != 0.3)
         return 9 - math.log(steps or 1000) + 0.1 * away
 
 
@@ -36,15 +38,21 @@ def test_bench_refuses_a_setting_of_another_verb():
 
 def test_bench_tokens_tunes_adamw_setting_by_setting():
     best = Measured().tune()
-    assert best == {"optimizer": "adamw", "max_lr": 4e-3, "beta2": 0.95, "warmup_steps": 300}
+    assert best == {"optimizer": "adamw", "max_lr": 4e-3, "beta2": 0.95, "warmup": 0.3}
 
 
 def test_bench_tokens_interpolates_the_length_that_reaches_a_loss():
-    bench, recipe = Measured(), {"max_lr": 4e-3, "beta2": 0.95, "warmup_steps": 300}
-    for steps in (350, 537, 800):
+    bench, recipe = Measured(), {"max_lr": 4e-3, "beta2": 0.95, "warmup": 0.3}
+    for steps in (251, 350, 537, 1000):
         assert bench.tokens_to_reach(9 - math.log(steps), recipe, 1) == pytest.approx(64 * steps)
-    assert bench.tokens_to_reach(9 - math.log(349), recipe, 1) is None
-    assert bench.tokens_to_reach(9 - math.log(801), recipe, 1) is None
+    for steps in (249, 1001):
+        assert bench.tokens_to_reach(9 - math.log(steps), recipe, 1) is None
+
+
+def test_bench_tokens_trains_no_longer_than_it_must():
+    bench = Measured()
+    bench.tokens_to_reach(9 - math.log(400), {"max_lr": 4e-3, "beta2": 0.95, "warmup": 0.3}, 1)
+    assert bench.trained == [250, 350, 500]
 
 
 def test_bench_tokens_row_has_the_mean_and_the_spread_of_the_seeds():
