@@ -21,6 +21,7 @@ from tracking.curves import plot_runs
 from tracking.heat_map import plot_watch
 from tracking.runlog import path_of, plot_path, watch_path
 from tracking.scaling import AXES, plot_scaling
+from training.schedule import planned_rates
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main(argv=None):
             print(f"left out {line}")
         print(f"wrote {settings.path}")
         return
-    plot_runs(settings.log_dirs, settings.path, settings.x)
+    plot_runs(settings.log_dirs, settings.path, settings.x, planned_rates)
     print(f"wrote {settings.path}")
     if len(settings.log_dirs) == 1 and plot_watch(settings.log_dirs[0], settings.heat_map_path):
         print(f"wrote {settings.heat_map_path}")

@@ -82,7 +82,7 @@ def corpus(tmp_path):
 @pytest.fixture
 def empty_plots(monkeypatch):
     """Runs write an empty plot.png: drawing it takes longer than training a tiny model."""
-    monkeypatch.setattr(evaluation, "plot_runs", lambda log_dirs, out: Path(out).write_bytes(b""))
+    monkeypatch.setattr(evaluation, "plot_runs", lambda log_dirs, out, **plan: Path(out).write_bytes(b""))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def runs(tmp_path_factory):
     settings = Settings(data_dir=data_dir, log_dir=str(folder / "log"), max_steps=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(evaluation, "plot_runs", lambda *arguments: None)  # takes longer than the updates
+        patch.setattr(evaluation, "plot_runs", lambda *arguments, **plan: None)  # takes longer than the updates
         return {name: train_changed(name, settings) for name in ABLATIONS}
 
 

@@ -42,6 +42,7 @@ class Run:
     to_x: Callable  # steps (n,) → positions on the horizontal axis (n,)
     color: str
     marker: str
+    planned: tuple = ((), ())  # (steps, learning rates) to come
 
     def points(self, stream):
         """Return (x, y) of a stream, each of shape (n,); n is 0 if the log does not have it."""
@@ -52,25 +53,28 @@ class Run:
         return self.to_x(steps.astype(float)), values
 
 
-def plot_runs(log_dirs, out, x="steps"):
+def plot_runs(log_dirs, out, x="steps", plan=None):
     """Write a PNG of the runs in `log_dirs` to `out`; see `draw_runs`."""
-    figure = draw_runs(log_dirs, x)
+    figure = draw_runs(log_dirs, x, plan)
     with AtomicFile(out) as f:
         figure.savefig(f, format="png", dpi=100)
 
 
-def draw_runs(log_dirs, x="steps"):
+def draw_runs(log_dirs, x="steps", plan=None):
     """Return a matplotlib `Figure` of the runs. `x` is "steps", "tokens" or "hours" (of training steps only).
+
+    `plan(settings, step)` returns the learning rates to come, (steps, rates), of a run with these settings in its
+    config.json. They are drawn dotted, except over hours.
 
     Raises `UserError` if a folder is given twice, if no log has values, or if one lacks what `x` needs.
     """
     import matplotlib  # imported here because it is slow, and many runs never plot
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a folder's name may hold dollar signs
-        return draw_figure(log_dirs, x)
+        return draw_figure(log_dirs, x, plan)
 
 
-def draw_figure(log_dirs, x):
+def draw_figure(log_dirs, x, plan):
     from matplotlib.figure import Figure
 
     names = short_names(log_dirs)
@@ -81,6 +85,8 @@ def draw_figure(log_dirs, x):
     x_title = x
     if x == "hours":
         runs, x_title = choose_time_unit(runs)
+    elif plan is not None:
+        runs = [replace(run, planned=plan(run.record.get("config", {}), last_step(run))) for run in runs]
     evaluations = evaluation_panels({stream for run in runs for stream in run.log})
     rows = panel_rows([panel.stream for panel in evaluations])
     figure = Figure(figsize=(14, 1.8 + 3.6 * len(rows)), layout="constrained")
@@ -97,6 +103,11 @@ def draw_figure(log_dirs, x):
         axis.set_title(panel.title)
         place_labels(axis, panel.draw(axis, runs, panel))
     return figure
+
+
+def last_step(run):
+    """Return the last step whose learning rate was logged; 0 if there is none."""
+    return int(run.log["lr"].steps[-1]) if "lr" in run.log else 0
 
 
 def panel_rows(evaluations):
@@ -291,10 +302,13 @@ def draw_bits(axis, runs, panel):
 
 
 def draw_lr(axis, runs, panel):
-    """Draw the learning rate."""
+    """Draw the learning rate, solid as logged and dotted as planned."""
     for run in runs:
         x, lr = run.points(panel.stream)
         axis.plot(x, lr, color=run.color, linewidth=1.6)
+        steps, rates = (np.array(values, float) for values in run.planned)
+        rates = np.where(rates < LARGEST, rates, np.nan)
+        axis.plot(run.to_x(steps), rates, color=run.color, linewidth=1.2, linestyle=":")
     axis.set_ylim(bottom=0)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return single_run_label(runs, panel)

@@ -15,7 +15,7 @@ from tokens.shards import read_meta, split_of
 from tokens.tokenizer import VOCAB_SIZES
 from training import costs
 from training.config import SYNTHETIC
-from training.forecast import epoch_lines, memory_lines, schedule_lines, step_line
+from training.forecast import epoch_lines, memory_lines, rate_chart, schedule_lines, step_line
 from training.micro_batch import fits_by_estimate, powers_of_two
 
 TYPICAL_GPUS = ("RTX 4090", "A100", "H100", "B200")  # of costs.GPU_PEAKS: those that a plan lists
@@ -49,6 +49,7 @@ def plan_lines(cfg, world_size):
         step_line(cfg, world_size),
         *data_lines(cfg, meta),
         *schedule_lines(cfg),
+        rate_chart(cfg),
         *memory_lines(config, cfg, dtype, device, world_size),
     ]
     if plans_for_gpu(cfg, device):

@@ -16,6 +16,7 @@ from training.eval_harness import Harness
 from training.eval_hellaswag import HellaSwag
 from training.eval_loss import ValidationLoss
 from training.eval_samples import Samples
+from training.schedule import planned_rates
 
 EVALUATIONS = (ValidationLoss, HellaSwag, Harness, Samples)
 
@@ -103,7 +104,7 @@ def draw_plot(run):
     path = plot_path(run.cfg.log_dir)
     run.unwritten.add(path)
     with harmless(run, str(path)):
-        plot_runs([run.cfg.log_dir], path)
+        plot_runs([run.cfg.log_dir], path, plan=planned_rates)
         run.unwritten.discard(path)
     if run.cfg.watch:
         with harmless(run, "the heat map of --watch"):

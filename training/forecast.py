@@ -11,6 +11,7 @@ from training.micro_batch import free_memory
 from training.schedule import SCHEDULES, learning_rate
 
 MOST_EPOCHS = 20  # passes over the data after which a run mostly memorizes
+BARS = "▁▂▃▄▅▆▇█"
 FEWEST_STEPS = 100  # with fewer no model learns much: the batch is too large for the data
 
 
@@ -72,6 +73,13 @@ def rate_phases(cfg):
     if warmup < end < cfg.max_steps:
         phases.append(f"stays there until step {cfg.max_steps:,}")
     return phases
+
+
+def rate_chart(cfg, columns=60):
+    """The learning rate over the steps of the run as a line of bars, the highest for max_lr."""
+    steps = [column * (cfg.max_steps - 1) // (columns - 1) for column in range(columns)]
+    shares = [learning_rate(step, cfg) / max(cfg.max_lr, 1e-30) for step in steps]
+    return "  " + "".join(BARS[round(share * (len(BARS) - 1))] for share in shares)
 
 
 def memory_lines(config, cfg, dtype, device, world_size, built=False):

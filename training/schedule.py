@@ -6,6 +6,7 @@ To add a schedule, write a function like `cosine` and add it to `SCHEDULES`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 
 def due(step, interval):
@@ -31,6 +32,20 @@ def learning_rate(step, cfg):
         return cfg.min_lr
     progress = (step - start) / (end - start)  # 0 … 1
     return cfg.min_lr + schedule.shape(progress) * (cfg.max_lr - cfg.min_lr)
+
+
+def planned_rates(settings, step, points=200):
+    """(steps, learning rates) from `step` to the end of a run, by the settings in its config.json.
+
+    Both are empty if these settings are of another version or damaged, or if the run is done.
+    """
+    try:
+        cfg = SimpleNamespace(**{name: settings[name] for name in RATE_SETTINGS})
+        left = cfg.max_steps - 1 - step
+        steps = [step + left * i // points for i in range(points + 1)] if left > 0 else []
+        return steps, [learning_rate(at, cfg) for at in steps]
+    except (KeyError, TypeError, ArithmeticError, ValueError):
+        return [], []
 
 
 def most_different_step(cfg, other, steps):

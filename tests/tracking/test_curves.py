@@ -164,6 +164,22 @@ def test_x_axis_of_a_long_run_counts_hours(tmp_path, monkeypatch):
     assert axis.get_xlabel() == "hours of training"
 
 
+def test_learning_rates_to_come_are_drawn_dotted_from_the_last_logged_step(tmp_path):
+    asked = []
+
+    def plan(settings, step):
+        asked.append((settings["max_lr"], step))
+        return [39, 60, 80], [1e-3, 1e300, 0.0]  # the second is too large to be drawn
+
+    axis = panels(curves.draw_runs([write_run(tmp_path / "a")], "tokens", plan))["lr"]
+    assert asked == [(1e-3, 39)]
+    _, dotted = axis.lines
+    assert dotted.get_linestyle() == ":"
+    np.testing.assert_array_equal(dotted.get_xdata(), [39 * 512, 60 * 512, 80 * 512])
+    np.testing.assert_array_equal(dotted.get_ydata(), [1e-3, np.nan, 0.0])
+    assert len(panels(curves.draw_runs([write_run(tmp_path / "b")], "hours", plan))["lr"].lines[1].get_xdata()) == 0
+
+
 def test_title_of_several_runs_names_what_differs(tmp_path):
     folders = [write_run(tmp_path / str(i), settings={"max_lr": lr, "log_dir": i}) for i, lr in enumerate((1e-3, 2e-3))]
     assert curves.draw_runs(folders)._suptitle.get_text() == "2 runs · max_lr 0.001, 0.002"

@@ -430,7 +430,7 @@ def test_save_never_prunes_good_checkpoints_for_damaged_ones(make_run, tmp_path)
 
 @pytest.mark.parametrize("failing", ["model_00005.pt", "plot.png", "log.txt"])
 def test_finish_exits_2_and_names_what_could_not_be_written(corpus, tmp_path, monkeypatch, capsys, failing):
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     target = {"model_00005.pt": (checkpoint, "save"), "plot.png": (evaluation, "plot_runs")}.get(failing)

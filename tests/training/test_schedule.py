@@ -1,5 +1,6 @@
 """The learning rate at every corner of each schedule, its description, and what a resumed run may change of it."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -12,8 +13,8 @@ from system.errors import UserError
 from train_gpt2 import train
 from training import evaluation
 from training.config import TrainConfig
-from training.forecast import schedule_lines
-from training.schedule import SCHEDULES, learning_rate
+from training.forecast import rate_chart, schedule_lines
+from training.schedule import SCHEDULES, learning_rate, planned_rates
 from training.setup import warn_of_other_rates
 
 GPT3 = {"max_lr": 6e-4, "min_lr": 6e-5, "warmup_steps": 715, "max_steps": 19073}
@@ -138,7 +139,7 @@ def test_resume_with_more_steps_has_the_bits_of_the_longer_run_if_wsd_has_not_de
     make_run, tmp_path, monkeypatch, capsys, schedule
 ):
     """A cosine run serves as the counter-check: the comparison and the warning notice its other rates."""
-    monkeypatch.setattr(evaluation, "plot_runs", lambda *args: None)  # slow
+    monkeypatch.setattr(evaluation, "plot_runs", lambda *args, **kwargs: None)  # slow
     settings = SHORT | {"schedule": schedule}
     train(make_run(**settings, max_steps=10, log_dir=tmp_path / "long"))
     settings["log_dir"] = tmp_path / "extended"
@@ -219,3 +220,23 @@ def test_resume_with_the_same_rates_does_not_warn(warnings_for, before, after):
 def test_resume_refuses_learning_rates_of_a_hostile_checkpoint(warnings_for):
     with pytest.raises(UserError, match=r"model_00004\.pt is damaged or not the checkpoint of a run"):
         warnings_for({"max_lr": "high"}, {})
+
+
+def test_rate_chart_draws_the_warmup_and_the_decay():
+    cfg = TrainConfig(**UNIT | {"schedule": "wsd", "warmup_steps": 55, "decay_steps": 28})
+    assert rate_chart(cfg, columns=9) == "  ▁▃▅▆███▃▁"
+    assert rate_chart(TrainConfig(max_lr=0.0, min_lr=0.0), columns=3) == "  ▁▁▁"
+    assert rate_chart(TrainConfig(max_steps=1, warmup_steps=0), columns=3) == "  ███"
+
+
+def test_planned_rates_continue_the_run_from_its_settings():
+    settings = dataclasses.asdict(TrainConfig(**UNIT | {"schedule": "linear"}))
+    assert planned_rates(settings, 59, points=2) == ([59, 84, 109], pytest.approx([0.51, 0.26, 0.01]))
+    assert planned_rates(settings, 109) == ([], [])
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "spiral"}, {"max_steps": "many"}, {"max_lr": None}, {"min_lr": [1]}])
+def test_planned_rates_of_damaged_settings_are_empty(wrong):
+    settings = dataclasses.asdict(TrainConfig(**UNIT))
+    assert planned_rates(settings | wrong, 0) == ([], [])
+    assert planned_rates({}, 0) == ([], [])
