@@ -41,9 +41,9 @@ COMMON = {
     "hellaswag_interval": 0,
 }
 # The settings of a recipe; `warmup` is a share of the steps.
-ADAMW = {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.98, "warmup": 0.1}
-TUNED = {  # the values of AdamW that are tried, in this order; each keeps the best of those before it
-    "max_lr": (1e-3, 2e-3, 4e-3, 8e-3),
+ADAMW = {"optimizer": "adamw", "max_lr": 4e-3, "beta2": 0.98, "warmup": 0.1}  # the tuning starts here
+TUNED = {  # values of AdamW's settings, in the order in which the settings are tuned
+    "max_lr": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     "beta2": (0.95, 0.98, 0.99),
     "warmup": (0.03, 0.1, 0.3),
 }
@@ -87,12 +87,21 @@ class Benchmark:
         self.settings, self.folder, self.stop = settings, folder, stop
 
     def tune(self):
-        """AdamW's best settings, by the final validation loss with the first seed."""
+        """AdamW's best settings, by the final validation loss with the first seed.
+
+        Of each setting, larger and smaller values are tried until one is worse than the best so far.
+        """
         best = ADAMW
         for name, values in TUNED.items():
-            losses = {value: self.final_loss(best | {name: value}, FIRST_SEED) for value in values}
+            losses, start = {}, values.index(best[name])
+            for outward in (values[start:], values[:start][::-1]):
+                for value in outward:
+                    losses[value] = self.final_loss(best | {name: value}, FIRST_SEED)
+                    if losses[value] > min(losses.values()):
+                        break
             best = best | {name: min(losses, key=losses.get)}
-            print(f"AdamW, {name}: " + ", ".join(f"{value} {loss:.4f}" for value, loss in losses.items()), flush=True)
+            tried = ", ".join(f"{value} {losses[value]:.4f}" for value in sorted(losses))
+            print(f"AdamW, {name}: {tried}", flush=True)
         return best
 
     def tokens_to_reach(self, target, recipe, seed):

@@ -26,7 +26,7 @@ class Measured(tokens.Benchmark):
 
     def final_loss(self, recipe, seed, steps=None):
         self.trained.append(steps)
-        away = (recipe["max_lr"] != 4e-3) + (recipe["beta2"] != 0.95) + (recipe["warmup"] != 0.3)
+        away = (recipe["max_lr"] != 2e-3) + (recipe["beta2"] != 0.95) + (recipe["warmup"] != 0.3)
         return 9 - math.log(steps or 1000) + 0.1 * away
 
 
@@ -38,11 +38,11 @@ def test_bench_refuses_a_setting_of_another_verb():
 
 def test_bench_tokens_tunes_adamw_setting_by_setting():
     best = Measured().tune()
-    assert best == {"optimizer": "adamw", "max_lr": 4e-3, "beta2": 0.95, "warmup": 0.3}
+    assert best == {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}
 
 
 def test_bench_tokens_interpolates_the_length_that_reaches_a_loss():
-    bench, recipe = Measured(), {"max_lr": 4e-3, "beta2": 0.95, "warmup": 0.3}
+    bench, recipe = Measured(), {"max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}
     for steps in (251, 350, 537, 1000):
         assert bench.tokens_to_reach(9 - math.log(steps), recipe, 1) == pytest.approx(64 * steps)
     for steps in (249, 1001):
@@ -51,7 +51,7 @@ def test_bench_tokens_interpolates_the_length_that_reaches_a_loss():
 
 def test_bench_tokens_trains_no_longer_than_it_must():
     bench = Measured()
-    bench.tokens_to_reach(9 - math.log(400), {"max_lr": 4e-3, "beta2": 0.95, "warmup": 0.3}, 1)
+    bench.tokens_to_reach(9 - math.log(400), {"max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}, 1)
     assert bench.trained == [250, 350, 500]
 
 
