@@ -16,7 +16,7 @@ def muon_step(kind, n_layer, C, device, **settings):
         p = torch.nn.Parameter(0.02 * torch.randn(shape, device=device))
         p.grad = torch.randn_like(p)
         params.append(p)
-    return kind(params, lr=1e-3, weight_decay=0.1, **settings).step
+    return kind(params, lr=1e-3, weight_decay=0.1, momentum=0.95, **settings).step
 
 
 def run(settings):

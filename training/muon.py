@@ -16,7 +16,7 @@ CPU_ELEMENTS = 2**21  # of the matrices of a part
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for parameters of two dimensions."""
 
-    def __init__(self, params, lr, weight_decay, momentum=0.95, dtype=torch.float32):
+    def __init__(self, params, lr, weight_decay, momentum, dtype=torch.float32):
         """`dtype`: the number format of the products in `newton_schulz`, bfloat16 or float32."""
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype

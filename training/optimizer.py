@@ -23,7 +23,12 @@ def muon(model, cfg, shared=False):
     groups = model.optimizer_groups(cfg.weight_decay)
     scale = {"lr_scale": cfg.adamw_lr_scale}
     rest = [group | scale | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
-    settings = {"lr": cfg.max_lr, "weight_decay": cfg.weight_decay, "dtype": product_dtype(cfg, matrices[0].device)}
+    settings = {
+        "lr": cfg.max_lr,
+        "weight_decay": cfg.weight_decay,
+        "momentum": cfg.muon_momentum,
+        "dtype": product_dtype(cfg, matrices[0].device),
+    }
     return [make(Muon, matrices, shared, **settings), make_adamw(rest, cfg, shared)]
 
 

@@ -22,10 +22,11 @@ class Measured(tokens.Benchmark):
 
     def __init__(self):
         super().__init__(Settings(verb=("tokens",), steps=1000, batch=64), folder=None, stop=None)
-        self.trained = []
+        self.trained, self.rates = [], []
 
     def final_loss(self, recipe, seed, steps=None):
         self.trained.append(steps)
+        self.rates.append(recipe["max_lr"])
         away = (recipe["max_lr"] != 2e-3) + (recipe["beta2"] != 0.95) + (recipe["warmup"] != 0.3)
         return 9 - math.log(steps or 1000) + 0.1 * away
 
@@ -37,8 +38,10 @@ def test_bench_refuses_a_setting_of_another_verb():
 
 
 def test_bench_tokens_tunes_adamw_setting_by_setting():
-    best = Measured().tune()
-    assert best == {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}
+    bench = Measured()
+    assert bench.tune() == {"optimizer": "adamw", "max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}
+    assert bench.rates[:4] == [4e-3, 8e-3, 2e-3, 1e-3], "from the start up, then down, until a loss is worse"
+    assert set(bench.rates[4:]) == {2e-3}
 
 
 def test_bench_tokens_interpolates_the_length_that_reaches_a_loss():
