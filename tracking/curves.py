@@ -309,6 +309,8 @@ def draw_lr(axis, runs, panel):
         steps, rates = (np.array(values, float) for values in run.planned)
         rates = np.where(rates < LARGEST, rates, np.nan)
         axis.plot(run.to_x(steps), rates, color=run.color, linewidth=1.2, linestyle=":")
+    if any(len(run.planned[0]) for run in runs):
+        axis.set_title(f"{panel.title} (dotted: planned)")
     axis.set_ylim(bottom=0)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return single_run_label(runs, panel)

@@ -177,6 +177,7 @@ def test_learning_rates_to_come_are_drawn_dotted_from_the_last_logged_step(tmp_p
     assert dotted.get_linestyle() == ":"
     np.testing.assert_array_equal(dotted.get_xdata(), [39 * 512, 60 * 512, 80 * 512])
     np.testing.assert_array_equal(dotted.get_ydata(), [1e-3, np.nan, 0.0])
+    assert axis.get_title() == "learning rate (dotted: planned)"
     assert len(panels(curves.draw_runs([write_run(tmp_path / "b")], "hours", plan))["lr"].lines[1].get_xdata()) == 0
 
 
