@@ -1,5 +1,6 @@
 """Answering the harness's requests, compared with its own `--model hf` on the same weights in Hugging Face's format."""
 
+import functools
 import random
 import tempfile
 from pathlib import Path
@@ -37,22 +38,22 @@ def measure(settings, rt, model, folder, name):
 
     hugging_face.write(folder, model.gpt.config.shape, model.gpt.to_tensors(), "gpt2")
     ours = HarnessModel(model, rt)
-    theirs = HFLM(pretrained=str(folder), dtype=settings.dtype, batch_size=BATCH, device=str(rt.device))
+    formats = dict.fromkeys((settings.dtype, "float32"))  # float32 is the default of --model hf for these weights
+    options = {"pretrained": str(folder), "batch_size": BATCH, "device": str(rt.device)}
+    models = {"ours": ours} | {dtype: HFLM(dtype=dtype, **options) for dtype in formats}
     found = []
-    for kind, (arguments, note) in requests().items():
+    for kind, (arguments, work) in requests().items():
         instances = [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
         seconds = time_in_turn(
-            {
-                "ours": lambda kind=kind, instances=instances: getattr(ours, kind)(instances, disable_tqdm=True),
-                "hf": lambda kind=kind, instances=instances: getattr(theirs, kind)(instances, disable_tqdm=True),
-            },
+            {name: functools.partial(getattr(m, kind), instances, disable_tqdm=True) for name, m in models.items()},
             runs=settings.runs,
             synchronize=rt.synchronize,
         )
-        speed = {who: len(instances) / median for who, (median, _) in seconds.items()}
-        baseline = f"lm_eval --model hf --batch_size {BATCH}"
-        spread = f"{note}; spread {seconds['ours'][1]:.0%}"
-        found.append(Row(f"{name}/{kind}", "requests/s", speed["ours"], speed["hf"], baseline, None, spread))
+        speed = {name: len(instances) / median for name, (median, _) in seconds.items()}
+        note = f"{work}; spread {seconds['ours'][1]:.0%}"
+        for dtype in formats:
+            baseline = f"lm_eval --model hf, {dtype}, batch size {BATCH}"
+            found.append(Row(f"{name}/{kind}", "requests/s", speed["ours"], speed[dtype], baseline, None, note))
     return found
 
 

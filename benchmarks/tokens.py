@@ -47,9 +47,9 @@ TUNED = {  # values of AdamW's settings, in the order in which the settings are 
     "beta2": (0.95, 0.98, 0.99),
     "warmup": (0.03, 0.1, 0.3),
 }
-MUON = {"optimizer": "muon", "max_lr": 6e-3, "beta2": 0.98, "warmup": 0.03}  # as in config/quickstart.py
-RECIPES = {"muon": MUON, "muon, adamw x 2": MUON | {"adamw_lr_scale": 2.0}}
-LENGTHS = (0.25, 0.35, 0.5, 0.7, 1.0)  # shares of AdamW's steps
+MUON = {"optimizer": "muon", "muon_momentum": 0.9, "beta2": 0.98, "warmup": 0.03}
+RECIPES = {f"muon, max_lr {max_lr}": MUON | {"max_lr": max_lr} for max_lr in (6e-3, 12e-3)}
+LENGTHS = (0.15, 0.25, 0.35, 0.5, 0.7, 1.0)  # shares of AdamW's steps
 FIRST_SEED = 1337
 
 
@@ -134,8 +134,8 @@ class Benchmark:
             if self.stop.requested:
                 print("stopped on request; run the same command again to continue", flush=True)
                 raise KeyboardInterrupt
-            if code:
-                raise UserError(f"the run in {point.log_dir} failed with exit code {code}, see above")
+            if code or not point.is_done():
+                raise UserError(f"the run in {point.log_dir} ended early, with exit code {code}: see above")
         return summarize(point)["val"]
 
 

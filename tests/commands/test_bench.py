@@ -46,16 +46,16 @@ def test_bench_tokens_tunes_adamw_setting_by_setting():
 
 def test_bench_tokens_interpolates_the_length_that_reaches_a_loss():
     bench, recipe = Measured(), {"max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}
-    for steps in (251, 350, 537, 1000):
+    for steps in (151, 350, 537, 1000):
         assert bench.tokens_to_reach(9 - math.log(steps), recipe, 1) == pytest.approx(64 * steps)
-    for steps in (249, 1001):
+    for steps in (149, 1001):
         assert bench.tokens_to_reach(9 - math.log(steps), recipe, 1) is None
 
 
 def test_bench_tokens_trains_no_longer_than_it_must():
     bench = Measured()
     bench.tokens_to_reach(9 - math.log(400), {"max_lr": 2e-3, "beta2": 0.95, "warmup": 0.3}, 1)
-    assert bench.trained == [250, 350, 500]
+    assert bench.trained == [150, 250, 350, 500]
 
 
 def test_bench_tokens_row_has_the_mean_and_the_spread_of_the_seeds():
