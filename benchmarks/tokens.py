@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.measure import Row
 from configurator import configure
-from sweep import Point, Settings, as_flags, check_same_settings, run_point, summarize
+from sweep import Point, Settings, as_flags, check_same_settings, finite_or_inf, run_point, summarize
 from system.errors import UserError
 from system.lock import folder_lock
 from system.signals import StopRequest
@@ -136,7 +136,7 @@ class Benchmark:
                 raise KeyboardInterrupt
             if code or not point.is_done():
                 raise UserError(f"the run in {point.log_dir} ended early, with exit code {code}: see above")
-        return summarize(point)["val"]
+        return finite_or_inf(summarize(point).get("val"))
 
 
 def row(name, needed, baseline):
