@@ -1,7 +1,7 @@
 """Every speed claim of this repository, measured beside a baseline in the same run.
 
     python bench.py train|scaling|optimizer|ladder|generate|eval|data|all [--json FILE]
-    python bench.py tokens [--size 10M] [--batch 16384 --steps 250] [--json FILE]       # hours; not part of `all`
+    python bench.py tokens [--size 10M] [--batch 16384 --steps 150] [--json FILE]       # hours; not part of `all`
 
 Each verb is a module in `benchmarks/` with `run(settings)`, which returns rows.
 """

@@ -38,9 +38,9 @@ def measure(settings, rt, model, folder, name):
 
     hugging_face.write(folder, model.gpt.config.shape, model.gpt.to_tensors(), "gpt2")
     ours = HarnessModel(model, rt)
-    formats = dict.fromkeys((settings.dtype, "float32"))  # float32 is the default of --model hf for these weights
+    dtypes = dict.fromkeys((settings.dtype, "float32"))  # float32 is the default of --model hf for these weights
     options = {"pretrained": str(folder), "batch_size": BATCH, "device": str(rt.device)}
-    models = {"ours": ours} | {dtype: HFLM(dtype=dtype, **options) for dtype in formats}
+    models = {"ours": ours} | {dtype: HFLM(dtype=dtype, **options) for dtype in dtypes}
     found = []
     for kind, (arguments, work) in requests().items():
         instances = [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
@@ -51,7 +51,7 @@ def measure(settings, rt, model, folder, name):
         )
         speed = {name: len(instances) / median for name, (median, _) in seconds.items()}
         note = f"{work}; spread {seconds['ours'][1]:.0%}"
-        for dtype in formats:
+        for dtype in dtypes:
             baseline = f"lm_eval --model hf, {dtype}, batch size {BATCH}"
             found.append(Row(f"{name}/{kind}", "requests/s", speed["ours"], speed[dtype], baseline, None, note))
     return found

@@ -56,9 +56,8 @@ FIRST_SEED = 1337
 def run(settings):
     """The rows of `python bench.py tokens`."""
     check_data(settings)
-    folder = FOLDER / f"{settings.size}_{settings.batch}"
-    with folder_lock(folder), StopRequest() as stop:
-        bench = Benchmark(settings, folder, stop)
+    with folder_lock(folder_of(settings)), StopRequest() as stop:
+        bench = Benchmark(settings, stop)
         best = bench.tune()
         if settings.part == "tune":
             return []
@@ -73,6 +72,11 @@ def run(settings):
         return rows
 
 
+def folder_of(settings):
+    """The folder of the runs with this size and batch: benchmarks of others may run at the same time."""
+    return FOLDER / f"{settings.size}_{settings.batch}"
+
+
 def check_data(settings):
     if not (Path(settings.data_dir) / "meta.json").exists():
         raise UserError(
@@ -83,26 +87,29 @@ def check_data(settings):
 class Benchmark:
     """Trains on demand, each run in a process and a folder of its own."""
 
-    def __init__(self, settings, folder, stop):
-        self.settings, self.folder, self.stop = settings, folder, stop
+    def __init__(self, settings, stop):
+        self.settings, self.stop = settings, stop
 
     def tune(self):
-        """AdamW's best settings, by the final validation loss with the first seed.
-
-        Of each setting, larger and smaller values are tried until one is worse than the best so far.
-        """
+        """AdamW's best settings, by the final validation loss with the first seed."""
         best = ADAMW
-        for name, values in TUNED.items():
-            losses, start = {}, values.index(best[name])
-            for outward in (values[start:], values[:start][::-1]):
-                for value in outward:
-                    losses[value] = self.final_loss(best | {name: value}, FIRST_SEED)
-                    if losses[value] > min(losses.values()):
-                        break
+        for name in TUNED:
+            losses = self.try_values(best, name)
             best = best | {name: min(losses, key=losses.get)}
             tried = ", ".join(f"{value} {losses[value]:.4f}" for value in sorted(losses))
             print(f"AdamW, {name}: {tried}", flush=True)
         return best
+
+    def try_values(self, recipe, name):
+        """{value: final loss} of one setting: from the recipe's value up, then down, each until a loss is worse."""
+        values = TUNED[name]
+        start, losses = values.index(recipe[name]), {}
+        for outward in (values[start:], values[:start][::-1]):
+            for value in outward:
+                losses[value] = self.final_loss(recipe | {name: value}, FIRST_SEED)
+                if losses[value] > min(losses.values()):
+                    break
+        return losses
 
     def tokens_to_reach(self, target, recipe, seed):
         """Tokens after which the recipe's final loss is `target`, or None if that is outside of LENGTHS."""
@@ -123,7 +130,7 @@ class Benchmark:
         given = recipe | {"seed": seed, "max_steps": steps, "total_batch_size": self.settings.batch}
         given["warmup_steps"] = round(given.pop("warmup") * steps)
         name = ",".join(f"{key}={value}" for key, value in given.items())
-        here = {"data_dir": self.settings.data_dir, "log_dir": str(self.folder / name)}
+        here = {"data_dir": self.settings.data_dir, "log_dir": str(folder_of(self.settings) / name)}
         here |= {"device": self.settings.device, "dtype": self.settings.dtype}
         arguments = as_flags(COMMON | SIZES[self.settings.size] | given | here)
         point = Point(given, configure(Settings, arguments), arguments)

@@ -307,7 +307,7 @@ def draw_lr(axis, runs, panel):
         x, lr = run.points(panel.stream)
         axis.plot(x, lr, color=run.color, linewidth=1.6)
         steps, rates = (np.array(values, float) for values in run.planned)
-        rates = np.where(rates < LARGEST, rates, np.nan)
+        rates = np.where(np.abs(rates) < LARGEST, rates, np.nan)
         axis.plot(run.to_x(steps), rates, color=run.color, linewidth=1.2, linestyle=":")
     if any(len(run.planned[0]) for run in runs):
         axis.set_title(f"{panel.title} (dotted: planned)")

@@ -11,8 +11,8 @@ from training.micro_batch import free_memory
 from training.schedule import SCHEDULES, learning_rate
 
 MOST_EPOCHS = 20  # passes over the data after which a run mostly memorizes
-BARS = "▁▂▃▄▅▆▇█"
 FEWEST_STEPS = 100  # with fewer no model learns much: the batch is too large for the data
+BARS = "▁▂▃▄▅▆▇█"  # of `rate_chart`, from 0 to max_lr
 
 
 def step_line(cfg, world_size):

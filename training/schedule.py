@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from tracking.runlog import MOST_STEPS
+
 
 def due(step, interval):
     """Whether something that happens every `interval` steps (0: never) happens at `step`."""
@@ -41,7 +43,7 @@ def planned_rates(settings, step, points=200):
     """
     try:
         cfg = SimpleNamespace(**{name: settings[name] for name in RATE_SETTINGS})
-        left = cfg.max_steps - 1 - step
+        left = cfg.max_steps - 1 - step if cfg.max_steps <= MOST_STEPS else 0
         steps = [step + left * i // points for i in range(points + 1)] if left > 0 else []
         return steps, [learning_rate(at, cfg) for at in steps]
     except (KeyError, TypeError, ArithmeticError, ValueError):

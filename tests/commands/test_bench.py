@@ -21,7 +21,7 @@ class Measured(tokens.Benchmark):
     """A benchmark whose runs end with a loss of 9 - ln(steps), more by the distance from AdamW's best settings."""
 
     def __init__(self):
-        super().__init__(Settings(verb=("tokens",), steps=1000, batch=64), folder=None, stop=None)
+        super().__init__(Settings(verb=("tokens",), steps=1000, batch=64), stop=None)
         self.trained, self.rates = [], []
 
     def final_loss(self, recipe, seed, steps=None):

@@ -169,7 +169,7 @@ def test_learning_rates_to_come_are_drawn_dotted_from_the_last_logged_step(tmp_p
 
     def plan(settings, step):
         asked.append((settings["max_lr"], step))
-        return [39, 60, 80], [1e-3, 1e300, 0.0]  # the second is too large to be drawn
+        return [39, 60, 80], [1e-3, -1e300, 0.0]  # the second is too large to be drawn
 
     axis = panels(curves.draw_runs([write_run(tmp_path / "a")], "tokens", plan))["lr"]
     assert asked == [(1e-3, 39)]

@@ -235,7 +235,9 @@ def test_planned_rates_continue_the_run_from_its_settings():
     assert planned_rates(settings, 109) == ([], [])
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "spiral"}, {"max_steps": "many"}, {"max_lr": None}, {"min_lr": [1]}])
+@pytest.mark.parametrize(
+    "wrong", [{"schedule": "spiral"}, {"max_steps": "many"}, {"max_steps": 10**400}, {"max_lr": None}, {"min_lr": [1]}]
+)
 def test_planned_rates_of_damaged_settings_are_empty(wrong):
     settings = dataclasses.asdict(TrainConfig(**UNIT))
     assert planned_rates(settings | wrong, 0) == ([], [])
